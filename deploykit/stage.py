@@ -1,0 +1,165 @@
+"""The stage protocol and `run`, the one verb.
+
+A stage is a frozen dataclass: its fields are its settings, calling it reads artifacts and
+writes one payload into a scratch folder. `run` checks what it reads, reuses a finished artifact
+of the same origin, does the work and seals it.
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from filelock import FileLock, Timeout
+
+from deploykit import artifact
+from deploykit.artifact import Artifact, Kind, Node
+from deploykit.environment import host_name
+from deploykit.errors import ArtifactError, OutputExists, UsageError, resources_mapped
+
+
+class Stage(Protocol):
+    """What `run` can run."""
+
+    name: ClassVar[str]
+    """A verb phrase, part of every digest."""
+    reads: ClassVar[tuple[Kind, ...]]
+    """The kinds of the sources, in order; sources beyond these are of the last kind."""
+    makes: ClassVar[Kind]
+    resumes: ClassVar[bool]
+    """Whether a killed run's scratch folder is of use to the next one."""
+
+    def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
+        """Write the payload into `scratch` and return the facts."""
+        ...
+
+
+def settings_of(stage: Stage) -> dict[str, Any]:
+    """Return a stage's settings as JSON gives them back (lists, not tuples)."""
+    return json.loads(artifact.canonical_json(dataclasses.asdict(stage)))  # type: ignore[call-overload,no-any-return]
+
+
+def node_before(stage: Stage, *sources: Artifact) -> Node:
+    """Return the lineage node of a run that has not happened: its `origin` is what identifies it."""
+    return Node(stage.makes, stage.name, settings_of(stage), tuple(source.node for source in sources), "")
+
+
+def require(stage: Stage, *sources: Artifact) -> None:
+    """Check the kinds of a stage's sources.
+
+    Raises:
+        ArtifactError: one is of another kind.
+        UsageError: one is missing.
+    """
+    if len(sources) < len(stage.reads):
+        raise UsageError(
+            stage.name,
+            expected=f"sources {', '.join(stage.reads)}",
+            found=f"{len(sources)} of them",
+            next_step="give them all",
+        )
+    for index, source in enumerate(sources):
+        kind = stage.reads[min(index, len(stage.reads) - 1)]
+        if source.kind != kind:
+            raise ArtifactError(
+                source.path,
+                expected=f"an artifact of kind {kind} for {stage.name}",
+                found=f"one of kind {source.kind}",
+                next_step="check the order of the paths",
+            )
+
+
+def run(stage: Stage, *sources: Artifact, out: Path, force: bool = False) -> Artifact:
+    """Run `stage` on `sources` and seal the result at `out`.
+
+    A finished artifact of the same origin is returned as it is. On an error nothing is left behind;
+    after a kill, a stage that resumes finds its scratch folder again.
+
+    Raises:
+        OutputExists: `out` holds something else and `force` is false.
+        DeploykitError: whatever the stage raises.
+    """
+    require(stage, *sources)
+    asked = node_before(stage, *sources)
+    if (finished := _finished(out, asked, force=force)) is not None:
+        return finished
+    scratch = artifact.scratch_path(out, asked.origin)
+    with resources_mapped(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(scratch, out):
+            return _work(stage, sources, asked, scratch, out, replace=force)
+
+
+def _finished(out: Path, asked: Node, *, force: bool) -> Artifact | None:
+    if not out.exists():
+        return None
+    if artifact.is_sealed(out):
+        existing = artifact.read(out)
+        if existing.node.origin == asked.origin and not artifact.verify(existing):
+            return existing
+    if force:
+        return None
+    raise OutputExists(
+        out, expected="a new folder", found="an existing one", next_step="choose another --out or pass --force"
+    )
+
+
+def _lock(scratch: Path, out: Path) -> FileLock:
+    lock = FileLock(scratch.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            out, expected="no other run writing here", found="one at work", next_step="wait for it to end"
+        ) from None
+    return lock
+
+
+def _work(
+    stage: Stage, sources: tuple[Artifact, ...], asked: Node, scratch: Path, out: Path, *, replace: bool
+) -> Artifact:
+    if scratch.exists() and not stage.resumes:
+        shutil.rmtree(scratch)
+    scratch.mkdir(exist_ok=True)
+    started = time.monotonic()
+    try:
+        facts = dict(stage(*sources, scratch=scratch))
+        facts |= {
+            "seconds": round(time.monotonic() - started, 3),
+            "host": host_name(),
+            "parent_paths": {source.digest: str(source.path.resolve()) for source in sources},
+        }
+        return artifact.seal(scratch, out, asked, facts, replace=replace)
+    except KeyboardInterrupt:
+        if not stage.resumes:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    except Exception:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    finally:
+        scratch.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def parent(child: Artifact, kind: Kind) -> Artifact:
+    """Find a child's parent of one kind where it lay when the child was made.
+
+    Raises:
+        ArtifactError: it has moved or changed.
+    """
+    node = next((node for node in child.node.parents if node.kind == kind), None)
+    if node is None:
+        raise ArtifactError(child.path, expected=f"a parent of kind {kind}", found="none", next_step="give its path")
+    path = Path(child.facts.get("parent_paths", {}).get(node.digest, ""))
+    found = artifact.reopen(path, node) if path.is_dir() else None
+    if found is None:
+        raise ArtifactError(
+            child.path,
+            expected=f"its {kind} {node.digest[:12]} at {path}",
+            found="none or another",
+            next_step="give its path",
+        )
+    return found
