@@ -24,7 +24,7 @@ from deploykit.errors import ArtifactError, OutputExists, UsageError, resources_
 class Stage(Protocol):
     """What `run` can run."""
 
-    name: ClassVar[str]
+    verb: ClassVar[str]
     """A verb phrase, part of every digest."""
     reads: ClassVar[tuple[Kind, ...]]
     """The kinds of the sources, in order; sources beyond these are of the last kind."""
@@ -44,7 +44,7 @@ def settings_of(stage: Stage) -> dict[str, Any]:
 
 def node_before(stage: Stage, *sources: Artifact) -> Node:
     """Return the lineage node of a run that has not happened: its `origin` is what identifies it."""
-    return Node(stage.makes, stage.name, settings_of(stage), tuple(source.node for source in sources), "")
+    return Node(stage.makes, stage.verb, settings_of(stage), tuple(source.node for source in sources), "")
 
 
 def require(stage: Stage, *sources: Artifact) -> None:
@@ -56,7 +56,7 @@ def require(stage: Stage, *sources: Artifact) -> None:
     """
     if len(sources) < len(stage.reads):
         raise UsageError(
-            stage.name,
+            stage.verb,
             expected=f"sources {', '.join(stage.reads)}",
             found=f"{len(sources)} of them",
             next_step="give them all",
@@ -66,7 +66,7 @@ def require(stage: Stage, *sources: Artifact) -> None:
         if source.kind != kind:
             raise ArtifactError(
                 source.path,
-                expected=f"an artifact of kind {kind} for {stage.name}",
+                expected=f"an artifact of kind {kind} for {stage.verb}",
                 found=f"one of kind {source.kind}",
                 next_step="check the order of the paths",
             )

@@ -1,0 +1,1 @@
+"""What proves a model: parity, accuracy, latency, provider truth."""

@@ -1,0 +1,408 @@
+"""Checkpoints: exact loading and saving, from artifacts, plain Hugging Face folders and hub names.
+
+transformers loads a checkpoint with missing, extra or misshapen tensors, or with NaN weights,
+and says little; here each of these is an error that names the tensor. Pickled weights are never read.
+
+    N rows   L padded length   C labels
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from deploykit import artifact, families
+from deploykit.artifact import Artifact
+from deploykit.environment import cache_dir
+from deploykit.errors import CheckpointError, EnvironmentMissing, UsageError
+from deploykit.families import Structure
+from deploykit.runtime import batching
+from deploykit.runtime.tasks import decoder_of
+from deploykit.runtime.tokenizer import Encoding, Tokenizer
+from deploykit.tasks import TASKS, task_named
+
+SPEC = "deploykit.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+FORMAT = 1
+
+_UNSET_LENGTH = 1_000_000
+"""A tokenizer configuration without a limit holds 10^30; anything above this means none."""
+_PADDED_ROWS = 1024
+"""Embeddings are padded to a multiple of 64 or 128; more rows than this above the tokenizer's is another vocabulary."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What compress decided and export lowers."""
+
+    scheme: Literal["dynamic-int8"]
+    weight_bits: int = 7
+    """7 keeps pairs of uint8 x int8 products within 16 bits: exact on processors without VNNI."""
+    keep_float: tuple[str, ...] = ()
+    """Linear modules, relative to the model, that stay in float."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `deploykit.json` of a checkpoint adds to the Hugging Face configuration."""
+
+    task: str
+    max_length: int
+    """Tokens, special ones included."""
+    pad_id: int
+    structure: Structure | None = None
+    """Kept heads and widths, where pruning made them differ from the configuration's."""
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: the model in float32, in evaluation mode, with eager attention, on the CPU."""
+
+    path: Path
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    spec: Spec
+
+
+def open_checkpoint(source: str | Path) -> Artifact:
+    """Open a sealed artifact, adopt a plain Hugging Face folder, or fetch a hub name.
+
+    Raises:
+        CheckpointError: there is none, or it is empty or of another kind.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        path = _fetch(str(source))
+    if artifact.is_sealed(path):
+        found = artifact.verified(path)
+        if found.kind != "checkpoint":
+            raise CheckpointError(
+                path,
+                expected="a checkpoint",
+                found=f"an artifact of kind {found.kind}",
+                next_step="give the checkpoint it was made from",
+            )
+        return found
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            path,
+            expected="a folder with config.json and model.safetensors",
+            found="no config.json",
+            next_step="save the model with save_pretrained",
+        )
+    return artifact.adopt(path, "checkpoint")
+
+
+def load(source: Artifact, task: str | None = None) -> Checkpoint:
+    """Load a checkpoint exactly: every tensor present, none left over, shapes equal, values finite.
+
+    Raises:
+        CheckpointError: whatever is not so, by name.
+    """
+    path = source.path
+    config = _config(path)
+    spec = _spec(path, config, task)
+    tensors = _tensors(path)
+    _require_finite(path, tensors)
+    model, missing, unexpected, misshapen = _filled(config, spec, tensors)
+    _require_exact(path, missing, unexpected, misshapen)
+    return _checkpoint(path, model, spec)
+
+
+def load_base(source: Artifact, task: str, labels: Sequence[str], seed: int) -> Checkpoint:
+    """Load a backbone exactly and put a new head on it, initialized from `seed`.
+
+    Raises:
+        CheckpointError: the backbone is not what its configuration says.
+    """
+    path = source.path
+    config = _config(path)
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
+    spec = Spec(task, _max_length(path, config), _pad_id(path, config))
+    tensors = _tensors(path)
+    _require_finite(path, tensors)
+    torch.manual_seed(seed)
+    model, missing, unexpected, misshapen = _filled(config, spec, tensors)
+    _require_exact(path, *(_in_backbone(model, names) for names in (missing, unexpected, misshapen)))
+    return _checkpoint(path, model, spec)
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint so that `load` gives it back: configuration, weights, tokenizer, spec."""
+    model = checkpoint.model
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    artifact.write_json(folder / TOKENIZER, _plain_tokenizer(_tokenizer_file(checkpoint.path)))
+    if (checkpoint.path / "tokenizer_config.json").is_file():
+        artifact.write_json(
+            folder / "tokenizer_config.json",
+            artifact.read_json(checkpoint.path / "tokenizer_config.json", CheckpointError),
+        )
+    artifact.write_json(folder / SPEC, {"format": FORMAT, **asdict(checkpoint.spec)})
+
+
+def input_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Name the tensors that the model takes, in order."""
+    names = ("input_ids", "attention_mask")
+    return (*names, "token_type_ids") if getattr(model.config, "type_vocab_size", 0) > 1 else names
+
+
+def collate(encodings: Sequence[Encoding], pad_id: int, names: Sequence[str]) -> dict[str, Tensor]:
+    """Pad to the longest row: int64 (N,L) each."""
+    return {name: torch.from_numpy(value) for name, value in batching.pad(encodings, pad_id, names).items()}
+
+
+@torch.inference_mode()
+def logits(checkpoint: Checkpoint, encodings: Sequence[Encoding], *, batch_size: int = 32) -> list[NDArray[np.float32]]:
+    """Run the model in length-sorted batches: per row (C,), or (L,C) without padding, in the order given."""
+    model, names = checkpoint.model, input_names(checkpoint.model)
+    unpad = decoder_of(checkpoint.spec.task).unpad
+    rows: dict[int, NDArray[np.float32]] = {}
+    for indices in batching.length_sorted_batches([len(encoding.ids) for encoding in encodings], batch_size):
+        batch = [encodings[index] for index in indices]
+        output = model(**collate(batch, checkpoint.spec.pad_id, names)).logits
+        rows |= dict(zip(indices.tolist(), unpad(output.float().numpy(), batch), strict=True))
+    return [rows[index] for index in range(len(encodings))]
+
+
+def num_parameters(model: PreTrainedModel) -> int:
+    """Count the parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _fetch(name: str) -> Path:
+    """Download a hub name's configuration, tokenizer and safetensors."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise CheckpointError(name, expected="a checkpoint folder", found="no such folder", next_step="check the path")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except Exception as cause:
+        found = f"{type(cause).__name__}: {cause}".splitlines()[0]
+        raise CheckpointError(
+            name,
+            expected="a folder or the name of a model on the hub",
+            found=found,
+            next_step="check the path, the name or the connection",
+        ) from cause
+
+
+def _config(path: Path) -> PretrainedConfig:
+    artifact.read_json(path / "config.json", CheckpointError)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (ValueError, TypeError, KeyError, OSError) as cause:
+        raise CheckpointError(
+            path / "config.json",
+            expected="a configuration that transformers knows",
+            found=str(cause).splitlines()[0],
+            next_step="use a checkpoint of a supported family",
+        ) from cause
+    families.family_of(config, path / "config.json")
+    return config
+
+
+def _spec(path: Path, config: PretrainedConfig, task: str | None) -> Spec:
+    """Read `deploykit.json`, or infer it from a plain folder."""
+    if not (path / SPEC).is_file():
+        return Spec(task or _task_of(path, config), _max_length(path, config), _pad_id(path, config))
+    value = artifact.read_json(path / SPEC, CheckpointError)
+    structure, quantization = value["structure"], value["quantization"]
+    if task is not None and task != value["task"]:
+        raise CheckpointError(
+            path, expected=f"a checkpoint for {task}", found=f"one for {value['task']}", next_step="name the right task"
+        )
+    return Spec(
+        value["task"],
+        value["max_length"],
+        value["pad_id"],
+        Structure(tuple(structure["heads"]), tuple(structure["ffn"])) if structure else None,
+        Quantization(quantization["scheme"], quantization["weight_bits"], tuple(quantization["keep_float"]))
+        if quantization
+        else None,
+    )
+
+
+def _task_of(path: Path, config: PretrainedConfig) -> str:
+    architecture = (config.architectures or ["nothing"])[0]
+    for name, task in TASKS.items():
+        if architecture.endswith(task.auto_class.removeprefix("AutoModel")):
+            return name
+    raise CheckpointError(
+        path / "config.json",
+        expected="a model with a task head",
+        found=f"architecture {architecture}",
+        next_step="fine-tune it first with `deploykit finetune`",
+    )
+
+
+def _max_length(path: Path, config: PretrainedConfig) -> int:
+    """Return how many tokens the model takes: the lower of the position table and the tokenizer's limit."""
+    positions = int(config.max_position_embeddings)
+    if config.model_type == "roberta":
+        positions -= config.pad_token_id + 1
+    said = _tokenizer_config(path).get("model_max_length") or _UNSET_LENGTH
+    return int(min(positions, said))
+
+
+def _pad_id(path: Path, config: PretrainedConfig) -> int:
+    """Return the padding token's id and check that tokenizer and model agree on it."""
+    tokenizer = artifact.read_json(_tokenizer_file(path), CheckpointError)
+    token = _tokenizer_config(path).get("pad_token") or "[PAD]"
+    token = token["content"] if isinstance(token, dict) else token
+    ids = {added["content"]: int(added["id"]) for added in tokenizer.get("added_tokens", [])}
+    configured = config.pad_token_id
+    found = ids.get(token, configured)
+    if configured is not None and found != configured:
+        raise CheckpointError(
+            path,
+            expected=f"a tokenizer whose padding is {configured}",
+            found=f"{token} at {found}",
+            next_step="use the tokenizer that the model was trained with",
+        )
+    return 0 if found is None else int(found)
+
+
+def _tokenizer_config(path: Path) -> dict[str, Any]:
+    file = path / "tokenizer_config.json"
+    return dict(artifact.read_json(file, CheckpointError)) if file.is_file() else {}
+
+
+def _tokenizer_file(path: Path) -> Path:
+    """Return `tokenizer.json`, converted once into the cache where a folder has only a vocabulary."""
+    if (path / TOKENIZER).is_file():
+        return path / TOKENIZER
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        text = tokenizer.backend_tokenizer.to_str()
+    except (ValueError, OSError, AttributeError, TypeError) as cause:
+        raise CheckpointError(
+            path,
+            expected="tokenizer.json or a vocabulary",
+            found=str(cause).splitlines()[0],
+            next_step="save the tokenizer with save_pretrained",
+        ) from cause
+    folder = cache_dir() / "tokenizers" / artifact.digest_of(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TOKENIZER).write_text(text, encoding="utf-8")
+    return folder / TOKENIZER
+
+
+def _plain_tokenizer(file: Path) -> dict[str, Any]:
+    """Read a tokenizer without its padding and truncation, which are the caller's business."""
+    return {**artifact.read_json(file, CheckpointError), "padding": None, "truncation": None}
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Read every tensor of a folder's safetensors files, shards included."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.ckpt")]
+        found = f"only pickled weights ({pickles[0].name}), which are never loaded" if pickles else "no weights"
+        raise CheckpointError(
+            path, expected=WEIGHTS, found=found, next_step="save the model as safetensors with save_pretrained"
+        )
+    if (index := path / f"{WEIGHTS}.index.json").is_file():
+        wanted = set(artifact.read_json(index, CheckpointError)["weight_map"].values())
+        if absent := wanted - {file.name for file in files}:
+            raise CheckpointError(
+                path, expected=f"shard {min(absent)}", found="no such file", next_step="copy the checkpoint again"
+            )
+        files = [path / name for name in sorted(wanted)]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as handle:
+                tensors |= {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError, ValueError) as cause:
+            raise CheckpointError(
+                file, expected="a whole safetensors file", found=str(cause), next_step="copy the checkpoint again"
+            ) from cause
+    return tensors
+
+
+def _require_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(
+                path,
+                expected="finite weights",
+                found=f"{count} NaN or infinite values in {name}",
+                next_step="use an earlier checkpoint",
+            )
+
+
+def _filled(
+    config: PretrainedConfig, spec: Spec, tensors: dict[str, Tensor]
+) -> tuple[PreTrainedModel, set[str], set[str], set[str]]:
+    """Build the model and fill it; return it with the missing, unexpected and misshapen tensors' names."""
+    auto = getattr(transformers, task_named(spec.task).auto_class)
+    config._attn_implementation = "eager"
+    if spec.structure is None:
+        model, info = auto.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        misshapen = {item if isinstance(item, str) else item[0] for item in info["mismatched_keys"]}
+        return model, set(info["missing_keys"]), set(info["unexpected_keys"]), misshapen
+    model = auto.from_config(config, dtype=torch.float32)
+    families.resize(model, spec.structure)
+    own = model.state_dict()
+    misshapen = {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape}
+    model.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in misshapen}, strict=False)
+    return model, own.keys() - tensors.keys(), tensors.keys() - own.keys(), misshapen
+
+
+def _require_exact(path: Path, missing: set[str], unexpected: set[str], misshapen: set[str]) -> None:
+    for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(
+                path,
+                expected="exactly the tensors of config.json",
+                found=f"{problem}: {min(names)}{more}",
+                next_step="restore the checkpoint that belongs to this configuration",
+            )
+
+
+def _in_backbone(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Keep the tensors of embeddings and layers: a base may lack the heads and the pooler, or have others."""
+    family = families.FAMILIES[model.config.model_type]
+    inside = (f"{family.embeddings}.", f"{family.layers}.")
+    return {name for name in names if name.removeprefix(f"{family.backbone}.").startswith(inside)}
+
+
+def _checkpoint(path: Path, model: PreTrainedModel, spec: Spec) -> Checkpoint:
+    model.eval()
+    tokenizer = Tokenizer.open(_tokenizer_file(path).parent, max_length=spec.max_length, pad_id=spec.pad_id)
+    spare = model.config.vocab_size - tokenizer.vocab_size
+    if not 0 <= spare < _PADDED_ROWS:
+        raise CheckpointError(
+            path,
+            expected=f"a tokenizer of about {model.config.vocab_size} tokens",
+            found=f"one of {tokenizer.vocab_size}",
+            next_step="use the tokenizer that the model was trained with",
+        )
+    labels = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
+    return Checkpoint(path, model, tokenizer, labels, spec)

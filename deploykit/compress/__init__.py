@@ -1,0 +1,1 @@
+"""Distil, prune, quantize: one method a file."""

@@ -1,0 +1,1 @@
+"""Everything that trains: one loop, fine-tuning."""
