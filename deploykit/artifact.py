@@ -252,7 +252,7 @@ def seal(scratch: Path, out: Path, asked: Node, facts: Mapping[str, Any], *, rep
         _fsync(scratch / MANIFEST)
         for folder in {scratch, *((scratch / name).parent for name in files)}:
             _fsync(folder)
-        _rename(scratch, out, replace=replace)
+        publish(scratch, out, replace=replace)
     return Artifact(out, node, files, finite(facts))
 
 
@@ -263,7 +263,7 @@ def copy(artifact: Artifact, out: Path, *, replace: bool = False) -> Artifact:
         shutil.rmtree(scratch, ignore_errors=True)
         try:
             shutil.copytree(artifact.path, scratch)
-            _rename(scratch, out, replace=replace)
+            publish(scratch, out, replace=replace)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -275,8 +275,12 @@ def scratch_path(out: Path, origin: str) -> Path:
     return out.parent / f".{out.name}.{origin[:12]}.partial"
 
 
-def _rename(scratch: Path, out: Path, *, replace: bool) -> None:
-    """Rename into place; an old folder is moved aside first and put back if that fails."""
+def publish(scratch: Path, out: Path, *, replace: bool) -> None:
+    """Rename `scratch` to `out`; with `replace` an old folder is moved aside first, and put back if that fails.
+
+    Raises:
+        OutputExists: `out` is there and `replace` is false.
+    """
     if not out.exists():
         scratch.rename(out)
     elif not replace:
