@@ -6,7 +6,6 @@ and says little; here each of these is an error that names the tensor. Pickled w
     N rows   L padded length   C labels
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from deploykit import artifact, families
 from deploykit.artifact import Artifact
 from deploykit.environment import cache_dir
-from deploykit.errors import CheckpointError, EnvironmentMissing, UsageError
+from deploykit.errors import CheckpointError
 from deploykit.families import Structure
 from deploykit.runtime import batching
 from deploykit.runtime.tasks import decoder_of

@@ -5,9 +5,7 @@ has a section for each command of the line. Paths are relative to the file.
 """
 
 import dataclasses
-import difflib
 import re
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,16 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
-
-from deploykit.artifact import canonical_json
+from deploykit import settings
 from deploykit.check.bench import Bench
 from deploykit.check.validate import Validate
 from deploykit.compress import COMPRESS_STAGES
 from deploykit.errors import RecipeError, UsageError
 from deploykit.export.export import Export
 from deploykit.package import Package
-from deploykit.report.settings import ReportSettings
+from deploykit.report import ReportSettings
 from deploykit.stage import Stage
 from deploykit.tasks import TASKS
 from deploykit.train.finetune import Finetune
@@ -96,7 +92,9 @@ def parse(text: str, file: str) -> Document:
     except yaml.YAMLError as cause:
         mark = getattr(cause, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else file
-        raise RecipeError(where, expected="valid YAML", found=getattr(cause, "problem", str(cause)), next_step="repair the line") from cause
+        raise RecipeError(
+            where, expected="valid YAML", found=getattr(cause, "problem", str(cause)), next_step="repair the line"
+        ) from cause
     finally:
         loader.dispose()
 
@@ -106,7 +104,9 @@ def read(file: Path) -> Document:
     try:
         return parse(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as cause:
-        raise RecipeError(file, expected="a YAML file in UTF-8", found=str(cause), next_step="check the path") from cause
+        raise RecipeError(
+            file, expected="a YAML file in UTF-8", found=str(cause), next_step="check the path"
+        ) from cause
 
 
 def override(document: Document, assignments: Iterable[str]) -> Document:
@@ -115,7 +115,12 @@ def override(document: Document, assignments: Iterable[str]) -> Document:
     for assignment in assignments:
         dotted, separator, text = assignment.partition("=")
         if not separator or not dotted:
-            raise UsageError(f"--set {assignment}", expected="a.b=c", found="no assignment", next_step="write the field, = and the value")
+            raise UsageError(
+                f"--set {assignment}",
+                expected="a.b=c",
+                found="no assignment",
+                next_step="write the field, = and the value",
+            )
         value = _assigned(value, dotted.split("."), parse(text, f"--set {dotted}").value, f"--set {dotted}")
     return Document(document.file, value, lines)
 
@@ -142,7 +147,12 @@ def recipe_names() -> list[str]:
 def shipped(name: str) -> Path:
     """Return the file of a shipped recipe."""
     if name not in recipe_names():
-        raise RecipeError(name, expected=f"a recipe file, or one of {', '.join(recipe_names())}", found="neither", next_step="check the path")
+        raise RecipeError(
+            name,
+            expected=f"a recipe file, or one of {', '.join(recipe_names())}",
+            found="neither",
+            next_step="check the path",
+        )
     return Path(str(_recipes() / f"{name}.yaml"))
 
 
@@ -158,7 +168,12 @@ def load_pipeline(file: Path, assignments: Iterable[str] = ()) -> Pipeline:
     value: Mapping[str, Any] = document.value
     task = _scalar(document, "task", required=True)
     if task not in TASKS:
-        raise RecipeError(document.where(("task",)), expected=f"one of {', '.join(TASKS)}", found=repr(task), next_step="name the task")
+        raise RecipeError(
+            document.where(("task",)),
+            expected=f"one of {', '.join(TASKS)}",
+            found=repr(task),
+            next_step="name the task",
+        )
     _require_start(document)
     report = dict(value.get("report") or {}) if isinstance(value.get("report") or {}, dict) else value["report"]
     baseline = report.pop("baseline", ORIGINAL) if isinstance(report, dict) else ORIGINAL
@@ -173,58 +188,49 @@ def load_pipeline(file: Path, assignments: Iterable[str] = ()) -> Pipeline:
         validate=build(Validate, document, ("validate",)),
         bench=build(Bench, document, ("bench",)) if "bench" in value else None,
         package=build(Package, document, ("package",)) if "package" in value else None,
-        report=build(ReportSettings, dataclasses.replace(document, value={**value, "report": report}), ("report",)) if "report" in value else None,
+        report=build(ReportSettings, dataclasses.replace(document, value={**value, "report": report}), ("report",))
+        if "report" in value
+        else None,
         baseline=baseline if baseline == ORIGINAL else _located(file, baseline),
     )
 
 
 def build(cls: type[T], document: Document, path: Field, given: Mapping[str, Any] | None = None) -> T:
-    """Make a settings dataclass from a section; types are strict, unknown keys are errors.
+    """Make a settings dataclass from a section, `given` fields added.
 
     Raises:
         RecipeError: naming file, line and field.
     """
     section = _at(document.value, path)
-    if section is None:
-        section = {}
-    if not isinstance(section, dict):
-        raise RecipeError(document.where(path), expected="settings as key: value", found=type(section).__name__, next_step="write a mapping")
-    given = given or {}
-    _require_keys(document, path, {item.name for item in dataclasses.fields(cls)} - given.keys())  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    values = {name: _typed(hints[name], value, document, (*path, name)) for name, value in section.items()}
-    try:
-        return cls(**values, **given)
-    except (ValueError, TypeError, UsageError) as cause:
-        raise RecipeError(document.where(path), expected="usable settings", found=str(cause), next_step="change the value") from cause
-
-
-def _typed(hint: Any, value: Any, document: Document, path: Field) -> Any:
-    try:
-        return TypeAdapter(hint).validate_json(canonical_json(value), strict=True)
-    except (ValidationError, ValueError) as cause:
-        problem = cause.errors()[0]["msg"] if isinstance(cause, ValidationError) else str(cause)
-        raise RecipeError(document.where(path), expected=_type_name(hint), found=f"{value!r} ({problem})", next_step="change the value") from cause
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    if not isinstance(section, dict | None):
+        raise RecipeError(
+            document.where(path), expected="settings as key: value", found=repr(section), next_step="write a mapping"
+        )
+    values = {**(section or {}), **(given or {})}
+    return settings.make(cls, values, lambda name: document.where((*path, name) if name else path), RecipeError)
 
 
 def _stages(document: Document, path: Field) -> tuple[Stage, ...]:
     items = _at(document.value, path)
     if not isinstance(items, list) or not items:
-        raise RecipeError(document.where(path), expected="a list of stages", found=repr(items), next_step="write at least one stage")
+        raise RecipeError(
+            document.where(path), expected="a list of stages", found=repr(items), next_step="write at least one stage"
+        )
     return tuple(_stage(document, (*path, index)) for index in range(len(items)))
 
 
 def _stage(document: Document, path: Field) -> Stage:
     item = _at(document.value, path)
     if not isinstance(item, dict) or len(item) != 1:
-        raise RecipeError(document.where(path), expected="one stage as name: settings", found=repr(item), next_step="write e.g. - quantize: {scheme: dynamic-int8}")
+        raise RecipeError(
+            document.where(path),
+            expected="one stage as name: settings",
+            found=repr(item),
+            next_step="write e.g. - quantize: {scheme: dynamic-int8}",
+        )
     (name,) = item
     if name not in COMPRESS_STAGES:
-        raise _unknown(document, (*path, name), str(name), COMPRESS_STAGES)
+        raise settings.unknown(str(name), COMPRESS_STAGES, document.where((*path, name)), RecipeError)
     return build(COMPRESS_STAGES[name], document, (*path, name))
 
 
@@ -245,9 +251,16 @@ def _require_start(document: Document) -> None:
     value = document.value
     if bool(value.get("base")) == bool(value.get("checkpoint")):
         found = "both" if value.get("base") else "neither"
-        raise RecipeError(document.where(()), expected="base (with finetune) or checkpoint", found=found, next_step="give one of them")
+        raise RecipeError(
+            document.where(()), expected="base (with finetune) or checkpoint", found=found, next_step="give one of them"
+        )
     if value.get("checkpoint") and "finetune" in value:
-        raise RecipeError(document.where(("finetune",)), expected="base, to be fine-tuned", found="checkpoint", next_step="remove one of them")
+        raise RecipeError(
+            document.where(("finetune",)),
+            expected="base, to be fine-tuned",
+            found="checkpoint",
+            next_step="remove one of them",
+        )
 
 
 def _scalar(document: Document, name: str, *, required: bool = False) -> str:
@@ -271,13 +284,7 @@ def _require_keys(document: Document, path: Field, known: Iterable[str]) -> None
         raise RecipeError(document.where(path), expected="key: value", found=repr(section), next_step="write a mapping")
     for name in section:
         if name not in set(known):
-            raise _unknown(document, (*path, name), str(name), known)
-
-
-def _unknown(document: Document, path: Field, name: str, known: Iterable[str]) -> RecipeError:
-    close = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {close[0]}?" if close else "remove it"
-    return RecipeError(document.where(path), expected=f"one of {', '.join(sorted(known))}", found=f"unknown key {name!r}", next_step=hint)
+            raise settings.unknown(str(name), known, document.where((*path, name)), RecipeError)
 
 
 def _at(value: Any, path: Field) -> Any:
@@ -306,7 +313,12 @@ def _locate(node: yaml.Node | None, path: Field, lines: dict[Field, int], file: 
         seen: set[str] = set()
         for key, value in node.value:
             if key.value in seen:
-                raise RecipeError(f"{file}:{key.start_mark.line + 1}", expected="each key once", found=f"{key.value!r} again", next_step="remove one")
+                raise RecipeError(
+                    f"{file}:{key.start_mark.line + 1}",
+                    expected="each key once",
+                    found=f"{key.value!r} again",
+                    next_step="remove one",
+                )
             seen.add(key.value)
             lines[*path, key.value] = key.start_mark.line + 1
             _locate(value, (*path, key.value), lines, file)

@@ -133,12 +133,9 @@ def _work(
             "parent_paths": {source.digest: str(source.path.resolve()) for source in sources},
         }
         return artifact.seal(scratch, out, asked, facts, replace=replace)
-    except KeyboardInterrupt:
-        if not stage.resumes:
+    except BaseException as error:
+        if isinstance(error, Exception) or not stage.resumes:
             shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    except Exception:
-        shutil.rmtree(scratch, ignore_errors=True)
         raise
     finally:
         scratch.with_suffix(".lock").unlink(missing_ok=True)

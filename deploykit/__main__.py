@@ -1,0 +1,5 @@
+"""`python -m deploykit`."""
+
+from deploykit.cli import run
+
+run()

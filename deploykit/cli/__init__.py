@@ -1,0 +1,56 @@
+"""The command line: `main` runs a command and turns what it raises into one line and an exit code."""
+
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import click
+
+from deploykit.errors import DeploykitError, resources_mapped
+
+TRACEBACK = "--traceback"
+BUG = 70
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code of DESIGN's table."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = TRACEBACK in given
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _run([argument for argument in given if argument != TRACEBACK])
+    except KeyboardInterrupt:
+        return _told("interrupted", 128 + signal.SIGINT, show_traceback=show_traceback)
+    except DeploykitError as error:
+        return _told(str(error), error.exit_code, show_traceback=show_traceback)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last edge: whatever is left is our bug
+        text = f"a bug in deploykit: {type(error).__name__}: {error}; run again with {TRACEBACK} and report it"
+        return _told(" ".join(text.split()), BUG, show_traceback=show_traceback)
+
+
+def _run(arguments: list[str]) -> int:
+    from deploykit.cli.app import app
+
+    with resources_mapped("deploykit"):
+        result = app(arguments, standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _told(line: str, code: int, *, show_traceback: bool) -> int:
+    if show_traceback:
+        traceback.print_exc()
+    print(f"deploykit: {line}", file=sys.stderr)
+    return code
+
+
+def _terminated(signum: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def run() -> None:
+    """Run as a console script."""
+    sys.exit(main())

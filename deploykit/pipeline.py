@@ -1,0 +1,191 @@
+"""The whole line of `deploykit run`: each step is a command, each result an artifact in the output folder.
+
+    OUT/checkpoint   the fine-tuned checkpoint (with `base`)
+    OUT/compressed   after the recipe's stages (with `compress`)
+    OUT/model        the exported model
+    OUT/validation   its evidence
+    OUT/original     the checkpoint before compression: exported in fp32, validated
+    OUT/bench        latency evidence, measured in turn with the original
+    OUT/bento        the package (with `package`)
+    OUT/report       the regression report (with `report`)
+
+A finished step is found again by its origin, so a stopped run goes on where it was.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit import commands, evidence
+from deploykit.artifact import Artifact
+from deploykit.check.validate import Validate
+from deploykit.checkpoint import open_checkpoint
+from deploykit.data import open_dataset
+from deploykit.errors import GateFailed, InconclusiveError
+from deploykit.evidence import Evidence, Verdict
+from deploykit.export.export import Export
+from deploykit.recipe import ORIGINAL, Pipeline
+from deploykit.report import Report
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a run of the line made."""
+
+    original: Artifact
+    """The checkpoint before compression."""
+    model: Artifact
+    validation: Evidence
+    bento: Artifact | None
+    latency: Evidence | None
+    report: Report | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The report's verdict where there is one, else the validation's."""
+        return self.report.verdict if self.report else self.validation.verdict
+
+
+def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False) -> Line:
+    """Do the line; a failed gate stops it before anything is packaged.
+
+    Raises:
+        GateFailed: validation failed; the evidence is in `out/validation`.
+        InconclusiveError: validation could not tell.
+    """
+    steps = _Steps(pipeline, out, say, force)
+    original = steps.checkpoint()
+    compressed = steps.compressed(original)
+    model = steps.model(compressed)
+    validation = steps.validation(model, original, compressed)
+    _require_pass(validation, out / "validation")
+    bento = steps.bento(model)
+    baseline = steps.original_model(original) if pipeline.bench or pipeline.report else None
+    latency = steps.latency(model, baseline)
+    return Line(original, model, validation, bento, latency, steps.report())
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The commands of a pipeline, each into its folder."""
+
+    pipeline: Pipeline
+    out: Path
+    say: Say
+    force: bool
+
+    def checkpoint(self) -> Artifact:
+        pipeline = self.pipeline
+        if pipeline.finetune is None:
+            return open_checkpoint(pipeline.checkpoint or "")
+        self.say(f"finetune: {pipeline.base} on {pipeline.data}")
+        out = self.out / "checkpoint"
+        return self._told(
+            commands.finetune(pipeline.base or "", pipeline.finetune, data=pipeline.data, out=out, force=self.force)
+        )
+
+    def compressed(self, original: Artifact) -> Artifact:
+        stages = self.pipeline.compress
+        if not stages:
+            return original
+        self.say(f"compress: {', '.join(stage.verb for stage in stages)}")
+        out = self.out / "compressed"
+        return commands.compress(
+            original.path, stages, data=self.pipeline.data, out=out, force=self.force, on_row=self._row
+        )
+
+    def model(self, compressed: Artifact) -> Artifact:
+        export = self.pipeline.export
+        self.say(f"export: for {export.provider}, {export.precision or 'as compressed'}")
+        return self._told(commands.export(compressed.path, export, out=self.out / "model", force=self.force))
+
+    def validation(self, model: Artifact, original: Artifact, source: Artifact) -> Evidence:
+        self.say("validate: parity with its own reference, accuracy against the original")
+        return self._validated(model, original, source, self.pipeline.validate, self.out / "validation")
+
+    def original_model(self, original: Artifact) -> Artifact:
+        """Export and validate the original in fp32 for the CPU: what the report compares with."""
+        self.say("original: exported as it is, to compare with")
+        provider = self.pipeline.export.provider
+        folder = self.out / ORIGINAL
+        model = commands.export(
+            original.path, Export(provider=provider, precision="fp32"), out=folder / "model", force=self.force
+        )
+        self._validated(model, original, original, self.pipeline.validate, folder / "validation")
+        return model
+
+    def bento(self, model: Artifact) -> Artifact | None:
+        package = self.pipeline.package
+        if package is None:
+            return None
+        self.say(f"package: {package.name}")
+        return self._told(
+            commands.package(
+                model.path, package.name, proof=self.out / "validation", out=self.out / "bento", force=self.force
+            )
+        )
+
+    def latency(self, model: Artifact, baseline: Artifact | None) -> Evidence | None:
+        bench = self.pipeline.bench
+        if bench is None:
+            return None
+        self.say(f"bench: {', '.join(bench.scenarios)}, in turn with the original")
+        against = baseline.path if baseline else None
+        made = commands.bench(
+            str(model.path), bench, data=self.pipeline.data, out=self.out / "bench", against=against, force=self.force
+        )
+        return self._judged(made)
+
+    def report(self) -> Report | None:
+        settings = self.pipeline.report
+        if settings is None:
+            return None
+        self.say("report")
+        chosen = self.pipeline.baseline
+        baseline = self.out / ORIGINAL if chosen == ORIGINAL else Path(chosen)
+        return commands.report(self.out, settings, baseline=baseline, out=self.out / "report", force=True)
+
+    def _validated(
+        self, model: Artifact, original: Artifact, source: Artifact, settings: Validate, out: Path
+    ) -> Evidence:
+        made = commands.validate(
+            model.path,
+            settings,
+            reference=original.path,
+            data=open_dataset(self.pipeline.data).path,
+            out=out,
+            source=source.path,
+            force=self.force,
+        )
+        return self._judged(made)
+
+    def _judged(self, made: Artifact) -> Evidence:
+        found = evidence.load(made.path)
+        shown = ", ".join(f"{metric.name} {metric.value:.4g}" for metric in found.metrics[:4])
+        self.say(f"  {shown}" + (f": {found.verdict}" if found.gates else ""))
+        return found
+
+    def _told(self, made: Artifact) -> Artifact:
+        shown = [f"{metric['name']} {metric['value']:.4g}" for metric in made.facts.get("metrics", ())[:3]]
+        self.say(f"  {made.digest[:12]}" + (f"  {', '.join(shown)}" if shown else ""))
+        return made
+
+    def _row(self, row: Mapping[str, Any]) -> None:
+        size = f"{row['parameters'] / 1e6:.1f} M parameters, {row['num_bytes'] / 1e6:.1f} MB"
+        self.say(f"  {row['stage']}: {row['metric']} {row['value']:.4f}, {size}")
+
+
+def _require_pass(found: Evidence, where: Path) -> None:
+    if found.verdict == "pass":
+        return
+    reasons = "; ".join(gate.reason for gate in found.gates if gate.verdict != "pass")
+    error = GateFailed if found.verdict == "fail" else InconclusiveError
+    raise error(
+        where,
+        expected="every gate to pass",
+        found=reasons,
+        next_step="change the recipe or the budget; nothing was packaged",
+    )
