@@ -1,0 +1,156 @@
+"""Token classification at run time: a row's `tokens`, or its `text`, to entities with character offsets.
+
+A word speaks through its first sub-word; its other sub-words, padding and special tokens never count.
+
+N rows   L tokens   W words that were not cut off   C labels
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploykit.errors import DataError
+from deploykit.runtime.probabilities import softmax
+from deploykit.runtime.text_classification import check_text, is_unicode
+from deploykit.runtime.tokenizer import Encoding, Span, Tokenizer, joined_spans, with_words
+
+FIELDS = ("tokens", "text")
+"""The input fields of a row: one of them is enough, and `tokens` wins."""
+
+_MARKS = r"!-/:-@\[-`{-~¡§«¶·»¿‐-‧‰-⁞、-〿"
+_IDEOGRAPHS = r"぀-ヿ㐀-䶿一-鿿豈-﫿"
+_LETTERS = rf"[^\s{_MARKS}{_IDEOGRAPHS}]+"
+_WORD = re.compile(rf"[@#]?{_LETTERS}(?:['’.&_-]{_LETTERS})*|\S")
+"""How running text is cut into the words that labelled sets have: marks stand alone, except inside a word (U.S, can't,
+e-mail) and before a handle or hashtag; every ideograph stands alone."""
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Words `first` to `last`, inclusive, under one label."""
+
+    label: str
+    first: int
+    last: int
+
+
+def check(row: Mapping[str, Any], where: str) -> None:
+    """Check that a row can be answered.
+
+    Raises:
+        DataError: it has neither tokens nor text, they are blank, or not text.
+    """
+    if row.get("tokens") is None:
+        check_text(row, "text", where)
+        return
+    tokens = row["tokens"]
+    if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
+        joined = " ".join(tokens)
+        if joined.strip() and is_unicode(joined):
+            return
+        found = "half of a surrogate pair" if joined.strip() else "no word"
+    else:
+        found = "something else"
+    raise DataError(where, expected="a list of words in the field 'tokens'", found=found, next_step="repair the row")
+
+
+def text_of(row: Mapping[str, Any]) -> str:
+    """Return the text that a row's offsets count in: its tokens joined by one space, or its text."""
+    return " ".join(row["tokens"]) if row.get("tokens") is not None else row["text"]
+
+
+def encode(tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]]) -> list[Encoding]:
+    """Encode rows that passed `check`; word ids count the tokens, or the words found in the text."""
+    encodings = tokenizer.encode([text_of(row) for row in rows])
+    return [with_words(encoding, word_spans(row)) for encoding, row in zip(encodings, rows, strict=True)]
+
+
+def word_spans(row: Mapping[str, Any]) -> list[Span]:
+    """Return where each word of a row stands in `text_of(row)`."""
+    if row.get("tokens") is not None:
+        return joined_spans(row["tokens"])
+    return [found.span() for found in _WORD.finditer(row["text"])]
+
+
+def unpad(outputs: NDArray[np.float32], encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+    """Split logits (N,L,C) into rows (L,C) float32, each without its padding."""
+    rows = zip(outputs.astype(np.float32, copy=False), encodings, strict=True)
+    return [row[: len(encoding.ids)] for row, encoding in rows]
+
+
+def word_starts(encoding: Encoding) -> list[int]:
+    """Return the position of each word's first sub-word; a word that was cut off, or has no sub-word, has none."""
+    starts, latest = [], None
+    for position, word in enumerate(encoding.word_ids):
+        if word is not None and word != latest:
+            starts.append(position)
+            latest = word
+    return starts
+
+
+def word_rows(logits: NDArray[np.float32], encoding: Encoding) -> NDArray[np.float32]:
+    """Pick the logits of each word's first sub-word: (L,C) to (W,C)."""
+    return logits[word_starts(encoding)]
+
+
+def decode(
+    logits: Sequence[NDArray[np.float32]],
+    encodings: Sequence[Encoding],
+    rows: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Return each row's entities: label, where it stands, its text, and the mean probability of its words' labels.
+
+    Raises:
+        DeploykitError: a logit is not finite.
+    """
+    found = zip(logits, encodings, rows, strict=True)
+    return [_prediction(row_logits, encoding, text_of(row), labels) for row_logits, encoding, row in found]
+
+
+def entities_of(tags: Iterable[str]) -> list[Entity]:
+    """Read whole entities from IOB2 tags, strictly: B- opens one, I- of the same label right after continues it.
+
+    An I- that continues nothing is no entity, as in the metric (seqeval, strict mode), so that what is served is what
+    was measured.
+    """
+    entities: list[Entity] = []
+    is_open = False
+    for word, tag in enumerate(tags):
+        prefix, _, label = tag.partition("-")
+        if prefix == "I" and is_open and entities[-1].label == label:
+            entities[-1] = Entity(label, entities[-1].first, word)
+        else:
+            is_open = prefix == "B"
+            if is_open:
+                entities.append(Entity(label, word, word))
+    return entities
+
+
+def _prediction(logits: NDArray[np.float32], encoding: Encoding, text: str, labels: Sequence[str]) -> dict[str, Any]:
+    starts = word_starts(encoding)
+    probabilities = softmax(logits[starts]) if starts else np.zeros((0, len(labels)))
+    scores = probabilities.max(axis=-1)
+    tags = [labels[index] for index in probabilities.argmax(axis=-1)]
+    spans = _kept_spans(encoding, starts)
+    entities = [_entity(entity, spans, scores, text) for entity in entities_of(tags)]
+    return {"entities": entities} | ({"truncated": True} if encoding.truncated else {})
+
+
+def _kept_spans(encoding: Encoding, starts: Sequence[int]) -> list[Span]:
+    """Return where each word stands, as far as the model saw it."""
+    ends = [*starts[1:], len(encoding.ids)]
+    return [
+        (encoding.offsets[first][0], max(stop for _, stop in encoding.offsets[first:end]))
+        for first, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _entity(entity: Entity, spans: Sequence[Span], scores: NDArray[np.float64], text: str) -> dict[str, Any]:
+    start, end = spans[entity.first][0], spans[entity.last][1]
+    score = float(scores[entity.first : entity.last + 1].mean())
+    return {"label": entity.label, "start": start, "end": end, "text": text[start:end], "score": score}

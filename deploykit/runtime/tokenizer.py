@@ -1,0 +1,139 @@
+"""Text to token ids with the `tokenizers` wheel alone: what training, the checks and the service all run.
+
+L tokens of a row, special ones included; W words of a row.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tokenizers
+
+from deploykit.errors import CheckpointError, DataError
+
+TOKENIZER = "tokenizer.json"
+
+Span = tuple[int, int]
+"""Where something stands in a text, in characters: `text[start:end]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One row as the model reads it; every list has L elements."""
+
+    ids: list[int]
+    type_ids: list[int]
+    offsets: list[Span]
+    """Characters of the text that the token stands in; (0, 0) for special tokens."""
+    word_ids: list[int | None]
+    special: list[bool]
+    """True for the tokens that the tokenizer put around the text."""
+    truncated: bool
+    """Whether the text was cut to `max_length`."""
+
+
+class Tokenizer:
+    """A `tokenizer.json` with its own padding and truncation switched off. Safe to share between threads."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, max_length: int, pad_id: int) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        backend.enable_truncation(max_length)
+        self._backend = backend
+        self.max_length = max_length
+        self.pad_id = pad_id
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def open(cls, folder: Path, *, max_length: int, pad_id: int) -> "Tokenizer":
+        """Read a folder's `tokenizer.json`; rows will be cut to `max_length` tokens.
+
+        Raises:
+            CheckpointError: it is missing or broken, has no token `pad_id`, or `max_length` leaves no room for text.
+        """
+        backend = _backend(folder / TOKENIZER)
+        _require(folder, backend.id_to_token(pad_id) is not None, f"a padding token {pad_id}", "none of that id")
+        room = max_length - backend.num_special_tokens_to_add(is_pair=True)
+        _require(folder, room > 0, "a max_length with room for text", f"{max_length} tokens")
+        return cls(backend, max_length, pad_id)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[Encoding]:
+        """Encode texts, each with its second text where `pairs` has one; of two, the longer is cut first.
+
+        Raises:
+            DataError: a text cannot be written as UTF-8 (half of a surrogate pair).
+        """
+        inputs = texts if pairs is None else [_input(text, pair) for text, pair in zip(texts, pairs, strict=True)]
+        try:
+            return [_encoding(found) for found in self._backend.encode_batch(inputs)]
+        except (UnicodeEncodeError, TypeError) as cause:
+            raise DataError(
+                "the text",
+                expected="text that can be written as UTF-8",
+                found=str(cause),
+                next_step="repair the row",
+            ) from cause
+
+    def encode_words(self, rows: Sequence[Sequence[str]]) -> list[Encoding]:
+        """Encode rows of words as the text they make when joined by one space.
+
+        Offsets are into the joined text and word ids count the row's words, so that a row of
+        words and the same text give the model the same tokens, for byte-level vocabularies too.
+        """
+        encodings = self.encode([" ".join(words) for words in rows])
+        return [with_words(encoding, joined_spans(words)) for encoding, words in zip(encodings, rows, strict=True)]
+
+
+def joined_spans(words: Sequence[str]) -> list[Span]:
+    """Return where each word stands in `" ".join(words)`."""
+    spans, start = [], 0
+    for word in words:
+        spans.append((start, start + len(word)))
+        start += len(word) + 1
+    return spans
+
+
+def with_words(encoding: Encoding, spans: Sequence[Span]) -> Encoding:
+    """Copy an encoding with each token's word id set to the span that holds its last character.
+
+    `spans` (W) are in order and do not overlap. The last character, because byte-level tokens may begin with the space
+    before their word. Tokens in no span, and special ones, have no word.
+    """
+    starts = [start for start, _ in spans]
+    word_ids: list[int | None] = []
+    for start, end in encoding.offsets:
+        word = bisect_right(starts, end - 1) - 1
+        inside = start < end and word >= 0 and end <= spans[word][1]
+        word_ids.append(word if inside else None)
+    return replace(encoding, word_ids=word_ids)
+
+
+def _encoding(found: tokenizers.Encoding) -> Encoding:
+    return Encoding(
+        found.ids,
+        found.type_ids,
+        found.offsets,
+        found.word_ids,
+        [flag == 1 for flag in found.special_tokens_mask],
+        bool(found.overflowing),
+    )
+
+
+def _input(text: str, pair: str | None) -> str | tuple[str, str]:
+    return text if pair is None else (text, pair)
+
+
+def _backend(file: Path) -> tokenizers.Tokenizer:
+    _require(file, file.is_file(), "a tokenizer", "no such file")
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as cause:  # the wheel raises nothing narrower
+        raise CheckpointError(
+            file, expected="a tokenizer", found=str(cause), next_step="restore the checkpoint's own tokenizer.json"
+        ) from cause
+
+
+def _require(where: Path, holds: object, expected: str, found: str) -> None:
+    if not holds:
+        raise CheckpointError(where, expected=expected, found=found, next_step="use the checkpoint's own tokenizer")
