@@ -79,8 +79,23 @@ def read_split(path: Path, name: str) -> Split:
             found=", ".join(split_names(path)) or "no split",
             next_step=f"add {name}.jsonl or name another split",
         )
-    file = files[0]
+    return read_file(files[0])
+
+
+def read_file(file: Path) -> Split:
+    """Read the rows of one file, by its suffix.
+
+    Raises:
+        DataError: it is missing, empty, not UTF-8, of another format, or a line is broken.
+    """
     readers = {".jsonl": (_read_jsonl, 1), ".csv": (_read_csv, 2), ".parquet": (_read_parquet, 1)}
+    if file.suffix not in readers or not file.is_file():
+        raise DataError(
+            file,
+            expected=f"a file ending in {', '.join(SUFFIXES)}",
+            found="another ending" if file.is_file() else "no such file",
+            next_step="check the path",
+        )
     reader, first_line = readers[file.suffix]
     rows = tuple(reader(file))
     if not rows:

@@ -1,0 +1,91 @@
+"""An exported model: rows in, predictions out. What the service, the benchmarks and the checks all run.
+
+N rows   L padded length   C labels
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from deploykit.errors import ArtifactError
+from deploykit.runtime import model_info
+from deploykit.runtime.batching import length_sorted_batches, pad
+from deploykit.runtime.model_info import ModelInfo
+from deploykit.runtime.session import open_session, run_session
+from deploykit.runtime.tasks import RuntimeTask, decoder_of
+from deploykit.runtime.tokenizer import Encoding, Tokenizer
+
+Row = Mapping[str, Any]
+
+
+class Model:
+    """A loaded model; safe to share between threads."""
+
+    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, session: ort.InferenceSession) -> None:
+        self.info = info
+        self.tokenizer = tokenizer
+        self.session = session
+        self.task: RuntimeTask = decoder_of(info.task)
+        self._output = info.outputs[:1]
+
+    @classmethod
+    def open(cls, path: Path, *, threads: int | None = None) -> "Model":
+        """Load an exported model on the provider it was exported for.
+
+        Raises:
+            ArtifactError: the folder holds none, or its parts do not fit together.
+            EnvironmentMissing: its provider cannot run here.
+        """
+        info = model_info.read(path)
+        tokenizer = Tokenizer.open(path, max_length=info.max_length, pad_id=info.pad_id)
+        session = open_session(
+            path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=threads
+        )
+        _require_names(path, "inputs", info.inputs, [node.name for node in session.get_inputs()])
+        _require_names(path, "outputs", info.outputs, [node.name for node in session.get_outputs()])
+        return cls(info, tokenizer, session)
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoding]:
+        """Encode rows as the task does."""
+        return self.task.encode(self.tokenizer, rows)
+
+    def run(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+        """Run one padded batch of at least one row; per row (C,), or (L,C) without padding."""
+        feeds = pad(encodings, self.info.pad_id, self.info.inputs)
+        (outputs,) = run_session(self.session, self._output, feeds)
+        return self.task.unpad(outputs, encodings)
+
+    def logits(self, encodings: Sequence[Encoding], batch_size: int = 32) -> list[NDArray[np.float32]]:
+        """Run any number of rows in length-sorted batches; answers are in the order given."""
+        if len(encodings) == 1:
+            return self.run(encodings)
+        answers: dict[int, NDArray[np.float32]] = {}
+        for indices in length_sorted_batches([len(encoding.ids) for encoding in encodings], batch_size):
+            batch = self.run([encodings[index] for index in indices])
+            answers.update(zip(indices.tolist(), batch, strict=True))
+        return [answers[index] for index in range(len(encodings))]
+
+    def predict(self, rows: Sequence[Row], batch_size: int = 32) -> list[dict[str, Any]]:
+        """Answer rows, in order, with one JSON object each.
+
+        Raises:
+            DataError: a row cannot be answered; none is.
+        """
+        for index, row in enumerate(rows):
+            self.task.check(row, f"row {index}")
+        encodings = self.encode(rows)
+        return self.task.decode(self.logits(encodings, batch_size), encodings, rows, self.info.labels)
+
+
+def _require_names(path: Path, what: str, expected: Sequence[str], found: Sequence[str]) -> None:
+    if list(expected) != list(found):
+        raise ArtifactError(
+            path,
+            expected=f"{what} {', '.join(expected)}",
+            found=", ".join(found),
+            next_step="export the checkpoint anew",
+        )
