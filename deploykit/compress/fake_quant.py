@@ -1,0 +1,144 @@
+"""The arithmetic of dynamic int8, once: what export lowers and what the fake-quantized reference computes.
+
+Activations are uint8 with one scale for the whole padded batch (ONNX DynamicQuantizeLinear-11), weights are int8 with
+one scale per output channel and no zero point. Products accumulate in 32 bits, as MatMulInteger says. Processors
+without VNNI add pairs of uint8 x int8 products in 16 bits (vpmaddubsw) and saturate: 2 * 255 * 127 does not fit,
+2 * 255 * 64 does. Hence weights of 7 bits, within [-64, 64], are exact on every processor, and weights of 8 bits,
+within [-127, 127], only where `environment.has_vnni()`.
+
+    N tokens, in any number of dimensions   I inputs   O outputs
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from deploykit import families
+from deploykit.checkpoint import Quantization
+from deploykit.errors import UsageError
+
+WEIGHT_LIMITS = {7: 64, 8: 127}
+"""Weight bits to the largest magnitude of a quantized weight."""
+
+_EXACT_FLOAT32 = 2**24
+"""Every integer up to here is a float32, so a sum that stays below it is exact in any order."""
+
+
+def activations_quantized(x_NI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize as DynamicQuantizeLinear does: range over the whole tensor and zero, halves to even.
+
+    Returns:
+        uint8 (N,I), float32 scale (), uint8 zero point ().
+    """
+    low, high = x_NI.amin().clamp(max=0.0), x_NI.amax().clamp(min=0.0)
+    scale = torch.where(high == low, torch.ones_like(high), (high - low) / 255.0)
+    zero_point = torch.round((0.0 - low / scale).clamp(0.0, 255.0))
+    quantized = (torch.round(x_NI / scale) + zero_point).clamp(0.0, 255.0)
+    return quantized.to(torch.uint8), scale, zero_point.to(torch.uint8)
+
+
+def weights_quantized(weight_OI: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Quantize a linear module's weight symmetrically, per output channel.
+
+    Returns:
+        int8 (O,I), float32 scale (O,); a channel of zeros has scale 1.
+    """
+    limit = WEIGHT_LIMITS[bits]
+    peak_O = weight_OI.detach().abs().amax(dim=1)
+    scale_O = torch.where(peak_O == 0.0, torch.ones_like(peak_O), peak_O / limit)
+    quantized_OI = torch.round(weight_OI.detach() / scale_O[:, None]).clamp(-limit, limit)
+    return quantized_OI.to(torch.int8), scale_O
+
+
+def integer_product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """Multiply integers held as float32 exactly: |x| <= 255, |weight| <= 127; returns float32 (N,O).
+
+    A float32 product is exact while its sums stay below 2^24, so the inputs are taken in slices that cannot
+    exceed it; the slices are added in float64 and rounded once, as the cast from int32 does.
+    """
+    width = _EXACT_FLOAT32 // (255 * max(WEIGHT_LIMITS.values()))
+    if x_NI.shape[-1] <= width:
+        return nn.functional.linear(x_NI, weight_OI)
+    slices = zip(torch.split(x_NI, width, dim=-1), torch.split(weight_OI, width, dim=-1), strict=True)
+    products = [nn.functional.linear(x, weight).double() for x, weight in slices]
+    return torch.stack(products).sum(dim=0).float()
+
+
+def dynamic_linear(x_NI: Tensor, weight_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Multiply by a quantized weight (integers held as float32) as the exported graph does; float32 (N,O)."""
+    x_quantized, scale, zero_point = activations_quantized(x_NI)
+    product_NO = integer_product(x_quantized.float() - zero_point.float(), weight_OI) * (scale * scale_O)
+    return product_NO if bias_O is None else product_NO + bias_O
+
+
+class FakeQuantLinear(nn.Module):
+    """A linear module that computes what the exported int8 graph computes."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear, bits: int) -> None:
+        super().__init__()
+        quantized_OI, scale_O = weights_quantized(linear.weight, bits)
+        self.register_buffer("weight", quantized_OI.float())
+        self.register_buffer("scale", scale_O)
+        self.bias = linear.bias
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Quantize, multiply, scale back and add the bias."""
+        return dynamic_linear(x_NI, self.weight, self.scale, self.bias)
+
+
+def fake_quantize(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Swap every quantized linear module for one that imitates the exported int8 graph, in place."""
+    for name in quantized_names(model, quantization):
+        linear = cast("nn.Linear", model.get_submodule(name))
+        model.set_submodule(name, FakeQuantLinear(linear, quantization.weight_bits))
+
+
+def quantized_names(model: PreTrainedModel, quantization: Quantization) -> list[str]:
+    """Name the linear modules that a decision turns to int8: all but those kept in float."""
+    kept = set(quantization.keep_float)
+    return [name for name in linear_names(model) if name not in kept]
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Name every linear module, relative to the model."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def decide(model: PreTrainedModel, *, weight_bits: int = 7, keep_float: Iterable[str] = ()) -> Quantization:
+    """Decide dynamic int8 for every linear module but the last of the head and those under `keep_float`.
+
+    The head's last matrix gives the logits: it is tiny, so int8 would cost accuracy and win nothing.
+
+    Args:
+        model: a model of a known family.
+        weight_bits: 7 or 8.
+        keep_float: names of modules, relative to the model; every linear module inside stays in float.
+
+    Raises:
+        UsageError: a name in `keep_float` is no module with a matrix inside.
+    """
+    names = linear_names(model)
+    kept = {name for name in names if _gives_logits(model, name)}
+    for prefix in keep_float:
+        inside = [name for name in names if name == prefix or name.startswith(f"{prefix}.")]
+        if not inside:
+            raise UsageError(
+                "quantize.keep_float",
+                expected="a module with a matrix inside, such as " + names[0],
+                found=repr(prefix),
+                next_step="name one of the model's modules",
+            )
+        kept.update(inside)
+    return Quantization("dynamic-int8", weight_bits, tuple(name for name in names if name in kept))
+
+
+def _gives_logits(model: PreTrainedModel, name: str) -> bool:
+    heads = families.FAMILIES[model.config.model_type].heads
+    linear = cast("nn.Linear", model.get_submodule(name))
+    return name.split(".")[0] in heads and linear.out_features == model.config.num_labels
