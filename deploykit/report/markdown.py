@@ -1,0 +1,143 @@
+"""The Markdown of a report, from the machine record alone: for a pull request or a terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from deploykit.report import wording
+from deploykit.report.summary import summary
+from deploykit.report.tables import cell, tables_of
+
+Record = Mapping[str, Any]
+
+
+def markdown(record: Record) -> str:
+    """Write the report as GitHub-flavoured Markdown; texts of the record cannot break out of their cells."""
+    head, base = _safe(record["head"]["name"]), _safe(record["baseline"]["name"])
+    parts = [
+        f"# {wording.headline(record['verdict'])}: {head} against {base}",
+        summary(record),
+        _table(("check", "verdict", "because"), [(g["name"], g["verdict"], g["reason"]) for g in record["gates"]]),
+        *[f"- {_safe(warning)}" for warning in record["warnings"]],
+        *_latency(record["latency"]),
+        *_accuracy(record["accuracy"]),
+        *_waterfall(record["waterfall"]),
+        *_checks(record["checks"]),
+        *_sources(record),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _latency(scenarios: Iterable[Record]) -> list[str]:
+    parts = ["## Latency"]
+    for scenario in scenarios:
+        parts += [f"### {_safe(wording.scenario_title(scenario['scenario']))}", _safe(scenario["note"])]
+        if scenario["percentiles"]:
+            titles = ("", ">baseline", ">head", ">head / baseline", ">95% interval", "change", "verdict")
+            parts.append(_table(titles, [_percentile(row) for row in scenario["percentiles"]]))
+    return parts
+
+
+def _percentile(row: Record) -> tuple[str, ...]:
+    return (
+        f"p{row['percentile']}",
+        wording.milliseconds(row["baseline_ms"]),
+        wording.milliseconds(row["head_ms"]),
+        wording.ratio(row["ratio"]),
+        wording.interval(row["low"], row["high"], wording.ratio),
+        wording.pace(row["ratio"]),
+        "not judged" if row["verdict"] == "none" else row["verdict"],
+    )
+
+
+def _accuracy(qualities: Iterable[Record]) -> list[str]:
+    parts = ["## Accuracy"]
+    for quality in qualities:
+        parts += [f"### {_safe(quality['data'])}", _safe(quality["note"])]
+        if quality["classes"]:
+            titles = ("class", ">rows", ">F1 original", ">F1 baseline", ">F1 head")
+            rows = [(row["label"], wording.count(row["support"]), *_scores(row)) for row in quality["classes"]]
+            parts.append(_table(titles, rows))
+        if quality["slices"]:
+            titles = ("slice", ">rows", ">original", ">baseline", ">head")
+            rows = [
+                (f"{row['field']}: {row['value']}", wording.count(row["n"]), *_scores(row)) for row in quality["slices"]
+            ]
+            parts.append(_table(titles, rows))
+    return parts
+
+
+def _scores(row: Record) -> tuple[str, ...]:
+    return tuple(wording.score(row[name]) for name in ("original", "baseline", "head"))
+
+
+def _waterfall(rows: Sequence[Record]) -> list[str]:
+    if not rows:
+        return []
+    titles = ("stage", "metric", ">value", ">95% interval", ">size", ">parameters")
+    return ["## Compression", _table(titles, [_stage(row) for row in rows])]
+
+
+def _stage(row: Record) -> tuple[str, ...]:
+    return (
+        row["stage"],
+        row["metric"],
+        wording.score(row["value"]),
+        wording.interval(row.get("low"), row.get("high"), wording.score),
+        wording.size(row["num_bytes"]),
+        wording.count(row["parameters"]),
+    )
+
+
+def _checks(checks: Iterable[Record]) -> list[str]:
+    parts = ["## What each validation found by itself"]
+    for check in checks:
+        parts.append(f"### {check['side']}: {_safe(check['data'])}")
+        parts.append(
+            _table(("gate", "verdict", "because"), [(g["name"], g["verdict"], g["reason"]) for g in check["gates"]])
+        )
+        for title in ("parity", "invariance", "provider"):
+            for table in tables_of(title, check[title]):
+                titles = [(">" if column.style == "num" else "") + column.name for column in table.columns]
+                parts += [f"**{_safe(table.title)}**", _table(titles, table.rows)]
+    return parts
+
+
+def _sources(record: Record) -> list[str]:
+    rows = [
+        (
+            side,
+            piece["measure"],
+            piece["digest"][:12],
+            piece["subject"]["name"],
+            piece["environment_key"],
+            piece["verdict"],
+        )
+        for side in ("head", "baseline")
+        for piece in record[side]["evidence"]
+    ]
+    titles = ("side", "evidence", "digest", "of the model", "conditions", "verdict")
+    machines = [f"- `{found['key']}`: {_safe(cell(found['facts']))}" for found in record["environments"]]
+    return ["## Where it comes from", _table(titles, rows), *machines]
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay out a table; a title that starts with > makes its column right-aligned."""
+    rules = ["---:" if title.startswith(">") else "---" for title in titles]
+    lines = [[_safe(title.removeprefix(">")) for title in titles], rules, *[map(_safe, row) for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _safe(text: object) -> str:
+    """Keep a text within its cell, and from being read as HTML or as a link."""
+    flat = " ".join(str(text).split())
+    for mark, written in (
+        ("\\", "\\\\"),
+        ("&", "&amp;"),
+        ("<", "&lt;"),
+        ("|", "\\|"),
+        ("[", "\\["),
+        ("`", "\\`"),
+        ("*", "\\*"),
+    ):
+        flat = flat.replace(mark, written)
+    return flat
