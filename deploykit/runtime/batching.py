@@ -30,17 +30,19 @@ def pad(encodings: Sequence[Encoding], pad_id: int, names: Sequence[str]) -> dic
 
 
 def _padded(name: str, encodings: Sequence[Encoding], shape: tuple[int, int], pad_id: int) -> NDArray[np.int64]:
-    padded = np.full(shape, pad_id if name == "input_ids" else 0, np.int64)
     match name:
         case "input_ids":
-            for row, encoding in zip(padded, encodings, strict=True):
-                row[: len(encoding.ids)] = encoding.ids
+            padded = np.full(shape, pad_id, np.int64)
+            for row, encoding in enumerate(encodings):
+                padded[row, : len(encoding.ids)] = encoding.ids
         case "attention_mask":
-            for row, encoding in zip(padded, encodings, strict=True):
-                row[: len(encoding.ids)] = 1
+            padded = np.zeros(shape, np.int64)
+            for row, encoding in enumerate(encodings):
+                padded[row, : len(encoding.ids)] = 1
         case "token_type_ids":
-            for row, encoding in zip(padded, encodings, strict=True):
-                row[: len(encoding.ids)] = encoding.type_ids
+            padded = np.zeros(shape, np.int64)
+            for row, encoding in enumerate(encodings):
+                padded[row, : len(encoding.ids)] = encoding.type_ids
         case _:
             raise ValueError(f"no input is named {name!r}; {', '.join(INPUTS)} are")
     return padded

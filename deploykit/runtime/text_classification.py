@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import DataError
-from deploykit.runtime.probabilities import softmax
+from deploykit.runtime.probabilities import best_of_row
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
 
 FIELDS = ("text", "text_pair")
@@ -78,7 +78,6 @@ def decode(
 
 
 def _prediction(logits: NDArray[np.float32], encoding: Encoding, labels: Sequence[str]) -> dict[str, Any]:
-    probabilities = softmax(logits)
-    best = int(probabilities.argmax())
-    prediction: dict[str, Any] = {"label": labels[best], "score": float(probabilities[best])}
+    index, score = best_of_row(logits)
+    prediction: dict[str, Any] = {"label": labels[index], "score": score}
     return prediction | {"truncated": True} if encoding.truncated else prediction

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import DataError
-from deploykit.runtime.probabilities import softmax
+from deploykit.runtime.probabilities import best_of_rows
 from deploykit.runtime.text_classification import check_text, is_unicode
 from deploykit.runtime.tokenizer import Encoding, Span, Tokenizer, joined_spans, with_words
 
@@ -133,11 +133,10 @@ def entities_of(tags: Iterable[str]) -> list[Entity]:
 
 def _prediction(logits: NDArray[np.float32], encoding: Encoding, text: str, labels: Sequence[str]) -> dict[str, Any]:
     starts = word_starts(encoding)
-    probabilities = softmax(logits[starts]) if starts else np.zeros((0, len(labels)))
-    scores = probabilities.max(axis=-1)
-    tags = [labels[index] for index in probabilities.argmax(axis=-1)]
+    indices, scores = best_of_rows(logits[starts])
     spans = _kept_spans(encoding, starts)
-    entities = [_entity(entity, spans, scores, text) for entity in entities_of(tags)]
+    found = entities_of(labels[index] for index in indices)
+    entities = [_entity(entity, spans, scores, text) for entity in found]
     return {"entities": entities} | ({"truncated": True} if encoding.truncated else {})
 
 
