@@ -7,7 +7,7 @@ and says little; here each of these is an error that names the tensor. Pickled w
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from deploykit import artifact, families
 from deploykit.artifact import Artifact
 from deploykit.environment import cache_dir
-from deploykit.errors import CheckpointError
+from deploykit.errors import CheckpointError, UsageError
 from deploykit.families import Structure
 from deploykit.runtime import batching
 from deploykit.runtime.tasks import decoder_of
@@ -139,6 +139,24 @@ def load_base(source: Artifact, task: str, labels: Sequence[str], seed: int) -> 
     return _checkpoint(path, model, spec)
 
 
+def shortened(checkpoint: Checkpoint, max_length: int) -> Checkpoint:
+    """Return the same checkpoint for rows cut to `max_length` tokens.
+
+    Raises:
+        UsageError: the model takes fewer.
+    """
+    if max_length > checkpoint.spec.max_length:
+        raise UsageError(
+            "max_length",
+            expected=f"at most {checkpoint.spec.max_length}, what the model takes",
+            found=str(max_length),
+            next_step="lower it",
+        )
+    folder = _tokenizer_file(checkpoint.path).parent
+    tokenizer = Tokenizer.open(folder, max_length=max_length, pad_id=checkpoint.spec.pad_id)
+    return replace(checkpoint, tokenizer=tokenizer, spec=replace(checkpoint.spec, max_length=max_length))
+
+
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint so that `load` gives it back: configuration, weights, tokenizer, spec."""
     model = checkpoint.model
@@ -174,8 +192,9 @@ def logits(checkpoint: Checkpoint, encodings: Sequence[Encoding], *, batch_size:
     rows: dict[int, NDArray[np.float32]] = {}
     for indices in batching.length_sorted_batches([len(encoding.ids) for encoding in encodings], batch_size):
         batch = [encodings[index] for index in indices]
-        output = model(**collate(batch, checkpoint.spec.pad_id, names)).logits
-        rows |= dict(zip(indices.tolist(), unpad(output.float().numpy(), batch), strict=True))
+        inputs = collate(batch, checkpoint.spec.pad_id, names)
+        output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits
+        rows |= dict(zip(indices.tolist(), unpad(output.float().cpu().numpy(), batch), strict=True))
     return [rows[index] for index in range(len(encodings))]
 
 
@@ -355,7 +374,8 @@ def _filled(
     auto = getattr(transformers, task_named(spec.task).auto_class)
     config._attn_implementation = "eager"
     if spec.structure is None:
-        model, info = auto.from_pretrained(
+        # the Auto classes insist on a path where the classes that they pick take the tensors alone
+        model, info = auto._model_mapping[type(config)].from_pretrained(
             None,
             config=config,
             state_dict=tensors,
