@@ -1,1 +1,110 @@
-"""Distil, prune, quantize: one method a file."""
+"""What makes a checkpoint smaller and faster: one method a file, and `compress`, which runs them in order."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from deploykit import artifact, stage
+from deploykit.artifact import Artifact, Node
+from deploykit.compress import waterfall
+from deploykit.compress.distil import Distil
+from deploykit.compress.prune import Prune
+from deploykit.compress.quantize import Quantize
+from deploykit.environment import cache_dir
+from deploykit.errors import OutputExists, UsageError
+from deploykit.stage import Stage
+
+__all__ = ["COMPRESS_STAGES", "Distil", "Prune", "Quantize", "compress"]
+
+OnRow = Callable[[Mapping[str, Any]], None]
+
+COMPRESS_STAGES: Mapping[str, type[Distil | Prune | Quantize]] = MappingProxyType(
+    {Distil.verb: Distil, Prune.verb: Prune, Quantize.verb: Quantize}
+)
+
+
+def compress(
+    source: Artifact,
+    data: Artifact,
+    stages: Sequence[Stage],
+    out: Path,
+    *,
+    force: bool = False,
+    on_row: OnRow | None = None,
+) -> Artifact:
+    """Run `stages` one after the other on a checkpoint and put the last result at `out`.
+
+    Every stage's result is kept in the cache under its origin, so a stopped run goes on where it was and recipes with
+    the same beginning share it.
+
+    Args:
+        source: the checkpoint.
+        data: train and validation rows.
+        stages: at least one, in order; a quantization comes last.
+        out: a new folder, or the same finished artifact.
+        force: replace what is at `out`.
+        on_row: sees each row of the waterfall as it comes, the original's first.
+
+    Raises:
+        UsageError: the stages make no sense in this order.
+        OutputExists: `out` holds something else and `force` is false.
+        DeploykitError: whatever a stage raises.
+    """
+    _require_order(stages)
+    tell = on_row or _ignore
+    told = len(waterfall.read(source.path))
+    if out.exists() and not force:
+        existing = _finished(out, source, data, stages)
+        _tell(existing, told, tell)
+        return existing
+    made = source
+    for each in stages:
+        origin = stage.node_before(each, made, data).origin
+        made = stage.run(each, made, data, out=cache_dir() / "stages" / origin, force=True)
+        told = _tell(made, told, tell)
+    return artifact.copy(made, out, replace=force)
+
+
+def _tell(made: Artifact, told: int, tell: OnRow) -> int:
+    """Hand on the rows that are new; return how many there are now."""
+    rows = waterfall.read(made.path)
+    for row in rows[told:]:
+        tell(row)
+    return len(rows)
+
+
+def _ignore(_row: Mapping[str, Any]) -> None:
+    pass
+
+
+def _require_order(stages: Sequence[Stage]) -> None:
+    if not stages:
+        raise UsageError("compress", expected="at least one stage", found="none", next_step="name one in the recipe")
+    if Quantize.verb in [each.verb for each in stages[:-1]]:
+        raise UsageError(
+            "compress",
+            expected="quantize as the last stage",
+            found=", ".join(each.verb for each in stages),
+            next_step="move quantize to the end: what changes weights comes before it",
+        )
+
+
+def _finished(out: Path, source: Artifact, data: Artifact, stages: Sequence[Stage]) -> Artifact:
+    """Return what is at `out` if it is the finished result of the same work, byte for byte."""
+    if artifact.is_sealed(out):
+        existing = artifact.read(out)
+        if _came_from(existing.node, source, data, stages) and not artifact.verify(existing):
+            return existing
+    raise OutputExists(
+        out, expected="a new folder", found="an existing one", next_step="choose another --out or pass --force"
+    )
+
+
+def _came_from(node: Node, source: Artifact, data: Artifact, stages: Sequence[Stage]) -> bool:
+    for each in reversed(stages):
+        asked = (each.verb, stage.settings_of(each), data.digest)
+        if len(node.parents) != 2 or (node.stage, dict(node.settings), node.parents[1].digest) != asked:
+            return False
+        node = node.parents[0]
+    return node.digest == source.digest

@@ -1,0 +1,119 @@
+"""The waterfall: what each stage did to the metric, the parameters and the bytes.
+
+`waterfall.json` of a compressed checkpoint holds its parent's rows and its own; the first row is the original.
+The metric is the task's primary one on the validation split, with the arithmetic that will be exported.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedModel
+
+from deploykit import artifact
+from deploykit.artifact import Artifact
+from deploykit.checkpoint import Checkpoint, Quantization, num_parameters, save
+from deploykit.compress.fake_quant import fake_quantize, quantized_names
+from deploykit.compress.labelled import Labelled, score
+from deploykit.errors import CheckpointError
+from deploykit.stage import Stage, settings_of
+from deploykit.tasks import Score
+
+FILE = "waterfall.json"
+ORIGINAL = "original"
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step of the waterfall."""
+
+    stage: str
+    """A stage's verb, or `original`."""
+    settings: Mapping[str, Any]
+    metric: str
+    value: float
+    low: float
+    high: float
+    """The 95% interval over rows of the validation split."""
+    n: int
+    parameters: int
+    num_bytes: int
+    """What the weights take as exported."""
+
+
+def finish(
+    made: Checkpoint, parent: tuple[Artifact, Checkpoint], validation: Labelled, stage: Stage, folder: Path
+) -> dict[str, Any]:
+    """Write a stage's checkpoint and its waterfall into `folder`; return the facts.
+
+    Args:
+        made: the stage's result.
+        parent: what the stage read.
+        validation: the rows that judge both.
+        stage: its verb and settings enter the row.
+        folder: the payload.
+    """
+    source, before = parent
+    rows = read(source.path) or [asdict(measure(before, validation, ORIGINAL, {}))]
+    row = measure(made, validation, stage.verb, settings_of(stage))
+    save(made, folder)
+    artifact.write_json(folder / FILE, [*rows, asdict(row)])
+    return {"metrics": [{"name": row.metric, "value": row.value, "low": row.low, "high": row.high, "n": row.n}]}
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Read a checkpoint's waterfall; empty where it is an original."""
+    return list(artifact.read_json(folder / FILE, CheckpointError)) if (folder / FILE).is_file() else []
+
+
+def measure(checkpoint: Checkpoint, validation: Labelled, stage: str, settings: Mapping[str, Any]) -> Row:
+    """Score a checkpoint as it will be exported, and count its parameters and bytes."""
+    found = score(as_exported(checkpoint), validation)
+    primary = found.metrics[0]
+    low, high = interval(found)
+    quantization = checkpoint.spec.quantization
+    return Row(
+        stage,
+        settings,
+        primary.name,
+        primary.value,
+        low,
+        high,
+        len(found.row_stats),
+        num_parameters(checkpoint.model),
+        exported_bytes(checkpoint.model, quantization),
+    )
+
+
+def as_exported(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the reference of the exported model: fake-quantized where a quantization is decided."""
+    if checkpoint.spec.quantization is None:
+        return checkpoint
+    model = copy.deepcopy(checkpoint.model)
+    fake_quantize(model, checkpoint.spec.quantization)
+    return replace(checkpoint, model=model)
+
+
+def exported_bytes(model: PreTrainedModel, quantization: Quantization | None) -> int:
+    """Count the bytes of the weights: 4 a parameter; where int8, 1 a weight and a float32 scale an output channel."""
+    num_bytes = 4 * num_parameters(model)
+    for name in quantized_names(model, quantization) if quantization else ():
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        num_bytes += 4 * linear.out_features - 3 * linear.weight.numel()
+    return num_bytes
+
+
+def interval(found: Score, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a score's primary metric over its rows."""
+    kinds, counts = np.unique(found.row_stats, axis=0, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=_RESAMPLES)
+    tail = (1 - level) / 2
+    low, high = np.quantile(found.statistic(drawn @ kinds), [tail, 1 - tail])
+    return float(low), float(high)
