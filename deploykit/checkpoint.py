@@ -373,6 +373,7 @@ def _filled(
     """Build the model and fill it; return it with the missing, unexpected and misshapen tensors' names."""
     auto = getattr(transformers, task_named(spec.task).auto_class)
     config._attn_implementation = "eager"
+    transformers.logging.disable_progress_bar()  # it draws on anything, terminal or not
     if spec.structure is None:
         # the Auto classes insist on a path where the classes that they pick take the tensors alone
         model, info = auto._model_mapping[type(config)].from_pretrained(
