@@ -117,6 +117,7 @@ def test_a_reference_with_one_changed_weight_does_not_agree():
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40))
 def test_activations_agree_with_onnxruntime_for_any_range(values: list[float]):
     x = torch.tensor([values])
+    x[x.abs() < 1e-30] = 0.0  # a step that is no normal number is flushed to zero by some processors
     xq, scale, zero_point = activations_quantized(x)
     node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
     kinds = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8)
