@@ -109,7 +109,7 @@ def decode(
         DeploykitError: a logit is not finite.
     """
     found = zip(logits, encodings, rows, strict=True)
-    return [_prediction(row_logits, encoding, text_of(row), labels) for row_logits, encoding, row in found]
+    return [_prediction(row_logits, encoding, row, labels) for row_logits, encoding, row in found]
 
 
 def entities_of(tags: Iterable[str]) -> list[Entity]:
@@ -131,22 +131,16 @@ def entities_of(tags: Iterable[str]) -> list[Entity]:
     return entities
 
 
-def _prediction(logits: NDArray[np.float32], encoding: Encoding, text: str, labels: Sequence[str]) -> dict[str, Any]:
+def _prediction(
+    logits: NDArray[np.float32], encoding: Encoding, row: Mapping[str, Any], labels: Sequence[str]
+) -> dict[str, Any]:
     starts = word_starts(encoding)
     indices, scores = best_of_rows(logits[starts])
-    spans = _kept_spans(encoding, starts)
+    every_span, text = word_spans(row), text_of(row)
+    spans = [every_span[word] for position in starts if (word := encoding.word_ids[position]) is not None]
     found = entities_of(labels[index] for index in indices)
     entities = [_entity(entity, spans, scores, text) for entity in found]
     return {"entities": entities} | ({"truncated": True} if encoding.truncated else {})
-
-
-def _kept_spans(encoding: Encoding, starts: Sequence[int]) -> list[Span]:
-    """Return where each word stands, as far as the model saw it."""
-    ends = [*starts[1:], len(encoding.ids)]
-    return [
-        (encoding.offsets[first][0], max(stop for _, stop in encoding.offsets[first:end]))
-        for first, end in zip(starts, ends, strict=True)
-    ]
 
 
 def _entity(entity: Entity, spans: Sequence[Span], scores: NDArray[np.float64], text: str) -> dict[str, Any]:
