@@ -1,6 +1,5 @@
 """Whether the head lost more of the task's metric than its budget, on every data set that either side was judged on."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,14 +88,12 @@ def _drop(piece: Piece, other: Piece | None, base: Side) -> Drop | str:
 
 def _judge(name: str, drop: Drop, max_drop: float) -> Finding:
     verdict = _verdict(drop, max_drop)
-    change = "lost" if drop.value > 0 else "gained"
-    amount = wording.points(abs(drop.value)).lstrip("+")
     ends = wording.interval(drop.low, drop.high, wording.points)
     numbers = f"{drop.metric} {wording.score(drop.after)} against {wording.score(drop.before)}"
-    moved = "unchanged" if math.isclose(drop.value, 0, abs_tol=1e-12) else f"{amount} points {change}"
+    moved = f"{wording.unsigned_points(abs(drop.value))} points {'lost' if drop.value >= 0 else 'gained'}"
     side = "Within" if verdict == "pass" else "Beyond" if verdict == "fail" else "The interval reaches across"
     interval = f" (95% interval of the loss: {ends})" if ends else ""
-    reason = f"{numbers}: {moved}{interval}. {side} the budget of {max_drop * 100:g} points."
+    reason = f"{numbers}: {moved}{interval}. {side} the budget ({wording.unsigned_points(max_drop)} points)."
     return Finding(Gate(name, drop.value, max_drop, "lower", verdict, reason), drop.low, drop.high)
 
 

@@ -11,6 +11,8 @@ import vl_convert
 
 WIDTH = 460
 """A chart's width in CSS pixels; it fills its column and may shrink to a phone's."""
+THIRD = 310
+"""The width of a chart that stands with two others."""
 _ROW = 26
 _AXIS = 46
 """The height of a row of a chart, and of the axis below them."""
@@ -118,7 +120,7 @@ def waterfall(rows: Sequence[Mapping[str, Any]], value: str, title: str, mark: L
             spans.mark_rule(strokeWidth=3, color="var(--head)", opacity=0.45).encode(x="low:Q", x2="high:Q", y=y),
             chart.mark_point(filled=True, size=90, opacity=1, color="var(--head)").encode(x=x, y=y),
         ]
-    return _svg(alt.layer(*marks), _height(order))
+    return _svg(alt.layer(*marks), _height(order), THIRD)
 
 
 def _chart(values: Sequence[Mapping[str, Any]]) -> Any:
@@ -138,13 +140,13 @@ def _scale(field: str, colours: Mapping[str, str], channel: Any = alt.Color) -> 
     return channel(field, scale=scale, legend=None)
 
 
-def _svg(chart: Any, height: int) -> str:
+def _svg(chart: Any, height: int, width: int = WIDTH) -> str:
     """Render to SVG that scales with its column; the fonts are the page's."""
-    styled = chart.properties(width=WIDTH, height=height, autosize=alt.AutoSizeParams(type="fit", contains="padding"))
+    styled = chart.properties(width=width, height=height, autosize=alt.AutoSizeParams(type="fit", contains="padding"))
     styled = styled.configure(
         background="transparent",
         font="sans-serif",
-        padding=4,
+        padding={"left": 14, "right": 6, "top": 4, "bottom": 4},
         view=alt.ViewConfig(stroke=None),
         axis=alt.AxisConfig(
             domainColor="var(--rule)",

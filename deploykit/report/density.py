@@ -14,8 +14,13 @@ _SHOWN = 0.995
 
 
 def distribution(head_N: Floats, base_N: Floats) -> dict[str, list[float]] | None:
-    """Put both densities on one grid of milliseconds; None where a sample is not a positive, finite time."""
-    if not all(np.isfinite(samples_N).all() and (samples_N > 0).all() for samples_N in (head_N, base_N)):
+    """Put both densities on one grid of milliseconds; a request that was never answered (infinite) is left out.
+
+    Returns:
+        `ms` (G), `head` and `baseline` (G, from 0 to 1); None where a side has no answer.
+    """
+    head_N, base_N = (samples_N[np.isfinite(samples_N) & (samples_N > 0)] for samples_N in (head_N, base_N))
+    if not len(head_N) or not len(base_N):
         return None
     low = min(head_N.min(), base_N.min()) / 1.05
     high = max(percentile(head_N, _SHOWN), percentile(base_N, _SHOWN)) * 1.05

@@ -117,6 +117,7 @@ _FILTERS = {
     "score": wording.score,
     "score_interval": lambda row: wording.interval(row.get("low"), row.get("high"), wording.score),
     "points": wording.points,
+    "budget": wording.unsigned_points,
     "points_interval": lambda row: wording.interval(row["low"], row["high"], wording.points),
     "count": wording.count,
     "size": wording.size,

@@ -44,21 +44,28 @@ class Scenario:
     judged: tuple[int, ...] = ()
     """The percentiles that `findings` judge, in that order."""
     measured: Measured | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """What the head's evidence says of the head alone, where there is no comparison."""
 
 
 def compare_latency(head: Side, base: Side, settings: ReportSettings) -> list[Scenario]:
     """Compare every scenario that either side has; at least one entry."""
-    names = sorted({*head.scenarios(), *base.scenarios()})
+    names = sorted({*head.scenarios(), *base.scenarios()}, key=_order)
     if not names:
         reason = f"There is no latency evidence in {head.root.name} or {base.root.name}."
         return [Scenario("latency", (unknown("latency", 1 + settings.max_slowdown, reason),))]
     return [_compare(name, head, base, settings) for name in names]
 
 
+def _order(name: str) -> tuple[int, str]:
+    known = list(wording.SCENARIOS)
+    return (known.index(name) if name in known else len(known), name)
+
+
 def _compare(name: str, head: Side, base: Side, settings: ReportSettings) -> Scenario:
     measured = _measured(name, head, base)
     if isinstance(measured, str):
-        return Scenario(name, (unknown(f"{name} latency", 1 + settings.max_slowdown, measured),))
+        return Scenario(name, (unknown(f"{name} latency", 1 + settings.max_slowdown, measured),), own=_own(name, head))
     shown, judged = ((50,), (50,)) if name == "offline" else (PERCENTILES, settings.percentiles)
     compare = ratio_of_interleaved if measured.method == "interleaved" else ratio_of_independent
     ratios = {q: compare(measured.head, measured.base, q / 100) for q in sorted({*shown, *judged})}
@@ -97,6 +104,12 @@ def _conditions_differ(head: Piece, base: Piece) -> str:
     return f"The two were measured with different settings ({', '.join(changed)})." if changed else ""
 
 
+def _own(name: str, head: Side) -> Mapping[str, Any]:
+    piece = head.with_scenario(name)
+    own: Mapping[str, Any] = piece.evidence.details["scenarios"][name]["systems"]["head"] if piece else {}
+    return own
+
+
 def _interleaved(name: str, piece: Piece) -> Measured | str:
     head, against = samples(piece, name, "head"), samples(piece, name, "against")
     if head is None or against is None or not len(head) or len(head) != len(against):
@@ -127,7 +140,7 @@ def _judge(name: str, percentile: int, found: Interval, measured: Measured, max_
 def _numbers(percentile: int, found: Interval, measured: Measured) -> str:
     head, base = (percentile_of(samples_N, percentile / 100) for samples_N in (measured.head, measured.base))
     times = f"{wording.milliseconds(head)} against {wording.milliseconds(base)}"
-    ends = wording.interval(found.low, found.high, wording.pace)
+    ends = wording.pace_interval(found.low, found.high)
     return f"{times}: {wording.pace(found.value)}{f' (95% interval: {ends})' if ends else ''}."
 
 

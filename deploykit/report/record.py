@@ -117,7 +117,7 @@ def _scenario(scenario: Scenario) -> dict[str, Any]:
     gates = [finding.gate for finding in scenario.findings]
     shared = {"scenario": scenario.name, "budget": gates[0].budget}
     if measured is None:
-        empty: Record = {"systems": {}, "percentiles": [], "distribution": None, "null_ms": None}
+        empty: Record = {"systems": {"head": scenario.own}, "percentiles": [], "distribution": None, "null_ms": None}
         return {**shared, "method": None, "note": gates[0].reason, **empty}
     verdicts = {share: gate.verdict for share, gate in zip(scenario.judged, gates, strict=True)}
     rows = [

@@ -33,9 +33,11 @@ def scenario_title(name: str) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Write a latency with three digits: 0.912 ms, 3.14 ms, 128 ms, 2.31 s."""
+    """Write a latency with three digits: 41.0 µs, 0.912 ms, 3.14 ms, 128 ms, 2.31 s."""
     if value is None:
         return UNKNOWN
+    if value < 0.1:
+        return f"{_three_digits(value * 1000)} µs"
     return f"{_three_digits(value / 1000)} s" if value >= 1000 else f"{_three_digits(value)} ms"
 
 
@@ -74,6 +76,11 @@ def points(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value * 100 + 0.0:+.2f}".replace("-", "−")
 
 
+def unsigned_points(value: float | None) -> str:
+    """Write a budget or an amount in percentage points."""
+    return points(value).lstrip("+")
+
+
 def interval(low: float | None, high: float | None, write: Any) -> str:
     """Write an interval with `write`, or nothing where one end is unknown."""
     return "" if low is None or high is None else f"{write(low)} to {write(high)}"
@@ -93,6 +100,15 @@ def pace(ratio: float | None) -> str:
 def ratio(value: float | None) -> str:
     """Write a ratio."""
     return UNKNOWN if value is None else _three_digits(value)
+
+
+def pace_interval(low: float | None, high: float | None) -> str:
+    """Say an interval of head time / baseline time, nothing where an end is unknown."""
+    if low is None or high is None:
+        return ""
+    ends = [pace(high), pace(low)] if high < 1 else [pace(low), pace(high)]
+    units = [end.lstrip("0123456789.,") for end in ends]
+    return f"{ends[0].removesuffix(units[0])} to {ends[1]}" if units[0] == units[1] else " to ".join(ends)
 
 
 def growth(ratio: float | None) -> str:
