@@ -164,13 +164,18 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     model.config.save_pretrained(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    artifact.write_json(folder / TOKENIZER, _plain_tokenizer(_tokenizer_file(checkpoint.path)))
+    save_tokenizer(checkpoint, folder)
     if (checkpoint.path / "tokenizer_config.json").is_file():
         artifact.write_json(
             folder / "tokenizer_config.json",
             artifact.read_json(checkpoint.path / "tokenizer_config.json", CheckpointError),
         )
     artifact.write_json(folder / SPEC, {"format": FORMAT, **asdict(checkpoint.spec)})
+
+
+def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `tokenizer.json` without padding and truncation, which are the caller's business."""
+    artifact.write_json(folder / TOKENIZER, _plain_tokenizer(_tokenizer_file(checkpoint.path)))
 
 
 def input_names(model: PreTrainedModel) -> tuple[str, ...]:

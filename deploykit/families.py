@@ -42,6 +42,8 @@ class Family:
     hidden_size: str
     ffn_width: str
     """Names of the configuration's attributes."""
+    activation: str = "hidden_act"
+    """Likewise: the activation of the feed-forward network."""
     pooler: str = ""
     """The pooler, relative to the backbone, where the backbone has one."""
     heads: tuple[str, ...] = ("classifier",)
@@ -87,6 +89,7 @@ DISTILBERT = Family(
     num_heads="n_heads",
     hidden_size="dim",
     ffn_width="hidden_dim",
+    activation="activation",
     heads=("pre_classifier", "classifier"),
 )
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.checkpoint import Quantization
+from deploykit.compress.first_token import keep_first_token
 from deploykit.errors import UsageError
 
 WEIGHT_LIMITS = {7: 64, 8: 127}
@@ -93,7 +94,11 @@ class FakeQuantLinear(nn.Module):
 
 
 def fake_quantize(model: PreTrainedModel, quantization: Quantization) -> None:
-    """Swap every quantized linear module for one that imitates the exported int8 graph, in place."""
+    """Swap every quantized linear module for one that imitates the exported int8 graph, in place.
+
+    A sentence classifier's last layer is reduced to its first token, as in that graph.
+    """
+    keep_first_token(model)
     for name in quantized_names(model, quantization):
         linear = cast("nn.Linear", model.get_submodule(name))
         model.set_submodule(name, FakeQuantLinear(linear, quantization.weight_bits))

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from deploykit.environment import num_cores
+from deploykit.environment import cache_dir, num_cores
 from deploykit.errors import ArtifactError, DeploykitError, EnvironmentMissing, ResourceError
 
 EXECUTION_PROVIDERS = {
@@ -23,6 +23,11 @@ EXECUTION_PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+
+_SLOWER_ON_CPU = "SkipLayerNormFusion"
+"""On the CPU, SkipLayerNormalization takes three times as long as the Add and LayerNormalization that it replaces
+(onnxruntime 1.31; measured by benchmarks/export_variants.py)."""
+_CACHE_PATHS = ("trt_engine_cache_path", "trt_timing_cache_path")
 
 _FATAL = 4
 _ERROR = 3
@@ -49,11 +54,12 @@ ORT_ERRORS = (*_BROKEN_MODEL, *_BROKEN_DEVICE, *_OUR_BUG)
 
 
 def open_session(
-    model: Path, *, provider: str, options: Mapping[str, Any], threads: int | None = None
+    model: Path, *, provider: str, options: Mapping[str, Any], threads: int | None = None, profile: Path | None = None
 ) -> ort.InferenceSession:
     """Open a model on exactly one provider (TensorRT leaves what it cannot run to CUDA, visibly in provider truth).
 
-    `options` are ONNX Runtime's for the provider; `threads` default to every core this process may use.
+    `options` are ONNX Runtime's for the provider; `threads` default to every core this process may use; with
+    `profile` a file whose name starts so says what ran where.
 
     Raises:
         EnvironmentMissing: the provider cannot run here.
@@ -65,10 +71,13 @@ def open_session(
     reason = "" if provider == "cpu" else _preload()
     # A provider that cannot start is reported by us, in one line; ONNX Runtime would print a screenful first.
     ort.set_default_logger_severity(_FATAL)
+    settings = session_options(threads)
+    if provider == "cpu":
+        settings.add_session_config_entry("optimization.disable_specified_optimizers", _SLOWER_ON_CPU)
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     try:
-        session = ort.InferenceSession(
-            model, session_options(threads), providers=_providers(provider, options), enable_fallback=0
-        )
+        session = ort.InferenceSession(model, settings, providers=_providers(provider, options), enable_fallback=0)
     except ORT_ERRORS as error:
         raise mapped(error, model) from error
     except (RuntimeError, ValueError) as error:
@@ -131,7 +140,10 @@ def mapped(error: Exception, where: object) -> DeploykitError:
 
 
 def _providers(provider: str, options: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
-    first = (EXECUTION_PROVIDERS[provider], {name: str(value) for name, value in options.items()})
+    texts = {name: str(value) for name, value in options.items()}
+    # A relative path is below our cache folder; ONNX Runtime would take the current one.
+    texts |= {name: str(cache_dir() / texts[name]) for name in _CACHE_PATHS if name in texts}
+    first = (EXECUTION_PROVIDERS[provider], texts)
     return [first, (EXECUTION_PROVIDERS["cuda"], {})] if provider == "tensorrt" else [first]
 
 

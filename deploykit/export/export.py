@@ -1,0 +1,147 @@
+"""Lower a checkpoint to ONNX for one provider: trace, fuse, lower the precision, and say what the provider needs.
+
+Nothing is decided here: the quantization is the checkpoint's, and its fake-quantized model is the exact reference.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx
+import onnx_ir as ir
+
+from deploykit import checkpoint, families
+from deploykit.artifact import Artifact, Kind
+from deploykit.checkpoint import Checkpoint, Quantization, input_names
+from deploykit.compress.fake_quant import decide
+from deploykit.compress.first_token import keep_first_token
+from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
+from deploykit.export import fuse, lower_int8, operators
+from deploykit.export.provider_options import Limits, provider_options
+from deploykit.export.trace import OUTPUT, trace
+from deploykit.runtime import model_info
+from deploykit.runtime.model_info import ModelInfo, Precision, Provider
+from deploykit.runtime.session import open_session
+
+_PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
+_ATTENTION = {"cpu": operators.MASKED_ROWS, "cuda": operators.ROW_LENGTHS, "tensorrt": "eager"}
+"""TensorRT knows ONNX's own operators only, and fuses attention itself."""
+_DEFAULT_MAX_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Export:
+    """Lower a checkpoint to ONNX, fused for one provider."""
+
+    provider: Provider = "cpu"
+    precision: Precision | None = None
+    """None: what the checkpoint's quantization says, else fp32. fp32 and fp16 leave a quantization decision aside."""
+    max_batch: int | None = None
+    """TensorRT only: the largest batch that an engine is built for; 32 if not given."""
+    external_data_bytes: int = 1_500_000_000
+    """Weights larger than this go to `model.onnx.data`; protobuf itself ends at 2 GB."""
+
+    verb: ClassVar[str] = "export"
+    reads: ClassVar[tuple[Kind, ...]] = ("checkpoint",)
+    makes: ClassVar[Kind] = "onnx"
+    resumes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse a combination that no kernel runs, and a setting without effect."""
+        allowed = _PRECISIONS[self.provider]
+        if self.precision is not None and self.precision not in allowed:
+            raise _refused("precision", f"{' or '.join(allowed)} for provider {self.provider}", self.precision)
+        if self.max_batch is not None and (self.provider != "tensorrt" or self.max_batch < 1):
+            raise _refused("max_batch", "a positive number, with provider tensorrt only", self.max_batch)
+
+    def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
+        """Write `model.onnx`, `tokenizer.json` and `deploykit.json`."""
+        source = checkpoint.load(sources[0])
+        precision = self._precision_for(source)
+        quantization = _decision(source) if precision == "int8" else None
+        graph, expected = _lowered(source, quantization, self.provider, precision)
+        found = fuse.count(graph)
+        fuse.require_fusions(found, expected, sources[0].path)
+        _save(graph, scratch, self.external_data_bytes)
+        info = self._info(source, precision, quantization)
+        fusions = {"found": {name: found[name] for name in expected}, "layers": len(families.layer_list(source.model))}
+        model_info.write(replace(info, fusions=fusions), scratch)
+        checkpoint.save_tokenizer(source, scratch)
+        return {"precision": precision, "operators": found, "warnings": _unusable(scratch, info)}
+
+    def _precision_for(self, source: Checkpoint) -> str:
+        if self.precision is not None:
+            return self.precision
+        if source.spec.quantization is None:
+            return "fp32"
+        if self.provider != "cpu":
+            found = f"{source.spec.quantization.scheme} in the checkpoint"
+            raise _refused("precision", f"fp32 or fp16 for provider {self.provider}", found)
+        return "int8"
+
+    def _info(self, source: Checkpoint, precision: str, quantization: Quantization | None) -> ModelInfo:
+        names, limits = input_names(source.model), Limits(self.max_batch or _DEFAULT_MAX_BATCH, source.spec.max_length)
+        return ModelInfo(
+            task=source.spec.task,
+            labels=source.labels,
+            max_length=source.spec.max_length,
+            pad_id=source.spec.pad_id,
+            inputs=names,
+            outputs=(OUTPUT,),
+            provider=self.provider,
+            precision=precision,
+            provider_options=provider_options(self.provider, precision, names, limits),
+            quantization=asdict(quantization) if quantization else None,
+        )
+
+
+def _refused(setting: str, expected: str, found: object) -> UsageError:
+    return UsageError(f"export.{setting}", expected=expected, found=str(found), next_step="change the setting")
+
+
+def _decision(source: Checkpoint) -> Quantization:
+    """Return the checkpoint's decision; asked for int8 without one, the default of `quantize`."""
+    return source.spec.quantization or decide(source.model)
+
+
+def _lowered(
+    source: Checkpoint, quantization: Quantization | None, provider: str, precision: str
+) -> tuple[ir.Model, dict[str, int]]:
+    """Lower a checkpoint's model, rewriting it; return the graph and how often each kernel must be there."""
+    model = source.model
+    layers = len(families.layer_list(model))
+    expected = {"Softmax" if provider == "tensorrt" else "MultiHeadAttention": layers}
+    expected["LayerNormalization"] = 2 * layers + 1
+    keep_first_token(model)
+    if quantization is not None:
+        expected[lower_int8.PRODUCT] = lower_int8.quantize_linears(model, quantization)
+    if precision == "fp16":
+        model.half()  # type: ignore[no-untyped-call]
+    graph = trace(model, input_names(model), _ATTENTION[provider])
+    fuse.fuse_attention(graph)
+    lower_int8.lower_linears(graph)
+    fuse.clean(graph)
+    return graph, expected
+
+
+def _save(graph: ir.Model, folder: Path, external_data_bytes: int) -> None:
+    """Write the graph, its weights beside it where they are large, and have ONNX check what was written."""
+    path = folder / model_info.GRAPH
+    num_bytes = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
+    ir.save(graph, path, external_data=f"{path.name}.data" if num_bytes > external_data_bytes else None)
+    try:
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        raise DeploykitError(
+            path, expected="a valid ONNX model", found=str(error), next_step="report this bug"
+        ) from error
+
+
+def _unusable(folder: Path, info: ModelInfo) -> list[str]:
+    """Open the model where it will run; say so where this machine cannot run it."""
+    try:
+        open_session(folder / model_info.GRAPH, provider=info.provider, options=info.provider_options)
+    except EnvironmentMissing as error:
+        return [f"exported, but not runnable here: {error}"]
+    return []
