@@ -1,58 +1,86 @@
-"""A plain ONNX export of the tiny checkpoints, for tests that need a model before and beside `deploykit.export`."""
+"""Tiny exported models whose answers can be read off the text: each word adds its own logits."""
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
+from deploykit import artifact, evidence
+from deploykit.artifact import Artifact, Node
+from deploykit.evidence import Evidence, Gate, Measure, Verdict, subject_of
 from deploykit.runtime import model_info
 from deploykit.runtime.model_info import ModelInfo
+from tests.models import CLASS_LABELS, ENTITY_LABELS, NEGATIVE, POSITIVE, VOCABULARY, tiny_tokenizer
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-AUTO: dict[str, Any] = {
-    "text-classification": AutoModelForSequenceClassification,
-    "token-classification": AutoModelForTokenClassification,
-}
+MAX_LENGTH = 16
+TAGS = {"paris": "B-location", "berlin": "B-location", "anna": "B-person", "peter": "B-person"}
 
 
-class Positional(nn.Module):
-    """The model with its inputs by position, as the exporter wants them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor, mask: Tensor, type_ids: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=ids, attention_mask=mask, token_type_ids=type_ids).logits
-        return logits
-
-
-def torch_model(checkpoint: Path, task: str) -> Any:
-    """The reference: eager attention, evaluation mode."""
-    return AUTO[task].from_pretrained(checkpoint, attn_implementation="eager").eval()
+def make_onnx(out: Path, task: str = "text-classification", provider: str = "cpu") -> Artifact:
+    """Seal an exported model: classification by the sum of its words' polarity, entities by `TAGS`."""
+    scratch = out.parent / f".{out.name}"
+    scratch.mkdir(parents=True)
+    onnx.save(_graph(task), scratch / "model.onnx")
+    tiny_tokenizer().save(str(scratch / "tokenizer.json"))
+    labels = CLASS_LABELS if task == "text-classification" else ENTITY_LABELS
+    inputs = ("input_ids", "attention_mask")
+    info = ModelInfo(task, tuple(labels), MAX_LENGTH, 0, inputs, ("logits",), provider, "fp32")
+    model_info.write(info, scratch)
+    return artifact.seal(scratch, out, Node("onnx", "export", {"provider": provider}, (), ""), {})
 
 
-def export_plain(checkpoint: Path, folder: Path, task: str) -> Path:
-    """Write an unfused fp32 model with its tokenizer and `deploykit.json`."""
-    folder.mkdir(parents=True)
-    model = torch_model(checkpoint, task)
-    example = torch.ones(2, 5, dtype=torch.long)
-    axes = {name: {0: "rows", 1: "length"} for name in INPUTS}
-    axes["logits"] = {0: "rows"} if task == "text-classification" else {0: "rows", 1: "length"}
-    torch.onnx.export(
-        Positional(model),
-        (example, example, example * 0),
-        str(folder / model_info.GRAPH),
-        input_names=list(INPUTS),
-        output_names=["logits"],
-        dynamic_axes=axes,
-        opset_version=17,
-        dynamo=False,
-    )
-    shutil.copy(checkpoint / "tokenizer.json", folder)
-    labels = tuple(model.config.id2label.values())
-    model_info.write(ModelInfo(task, labels, 64, 0, INPUTS, ("logits",), "cpu", "fp32"), folder)
-    return folder
+def make_proof(
+    model: Artifact, out: Path, *, verdict: Verdict = "pass", gate: Verdict = "pass", measure: Measure = "validation"
+) -> Artifact:
+    """Seal evidence about a model."""
+    scratch = out.parent / f".{out.name}"
+    scratch.mkdir(parents=True)
+    gates = (Gate("parity", 0.0, 1e-4, "lower", gate, "the outputs differ by 0"),)
+    evidence.write(Evidence(measure, subject_of(model), verdict, gates, (), {}, "key"), scratch)
+    return artifact.seal(scratch, out, Node("evidence", "validate", {}, (model.node,), ""), {})
+
+
+def resealed(sealed: Artifact, out: Path, changes: dict[str, str]) -> Path:
+    """Copy a sealed folder, append text to some of its files (new ones too), and seal it as if it had been made so."""
+    scratch = out.parent / f".{out.name}"
+    shutil.copytree(sealed.path, scratch)
+    for name, text in changes.items():
+        with (scratch / name).open("a") as file:
+            file.write(text)
+    return artifact.seal(scratch, out, sealed.node, {}).path
+
+
+def _graph(task: str) -> onnx.ModelProto:
+    """Gather each word's logits (V,C), mask them, and for classification sum them over the text."""
+    classifies = task == "text-classification"
+    table = numpy_helper.from_array(_class_logits() if classifies else _tag_logits(), "table")
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["wide"]),
+        helper.make_node("Mul", ["words", "wide"], ["masked" if classifies else "logits"]),
+    ]
+    if classifies:
+        nodes.append(helper.make_node("ReduceSum", ["masked", "first"], ["logits"], keepdims=0))
+    axes = [numpy_helper.from_array(np.array([axis]), name) for axis, name in ((2, "last"), (1, "first"))]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "l"]) for name in ("input_ids", "attention_mask")
+    ]
+    shape = ["n", 2] if classifies else ["n", "l", len(ENTITY_LABELS)]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "tiny", inputs, [output], [table, *axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _class_logits() -> np.ndarray:
+    polarity = np.array([(word in POSITIVE) - (word in NEGATIVE) for word in VOCABULARY], dtype=np.float32)
+    return np.stack([-polarity, polarity], axis=1)
+
+
+def _tag_logits() -> np.ndarray:
+    tags = [ENTITY_LABELS.index(TAGS.get(word, "O")) for word in VOCABULARY]
+    return 4 * np.eye(len(ENTITY_LABELS), dtype=np.float32)[tags]

@@ -82,6 +82,10 @@ def test_a_missing_or_broken_model_is_named(tmp_path: Path) -> None:
         open_session(file, provider="cpu", options={})
 
 
+def test_idle_threads_leave_the_cores_to_others() -> None:
+    assert options_of().get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_threads_default_to_the_processes_cores() -> None:
     assert options_of().intra_op_num_threads == num_cores()
     assert options_of(3).intra_op_num_threads == 3
