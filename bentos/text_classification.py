@@ -5,7 +5,7 @@ from typing import Any
 import bentoml
 from pydantic import BaseModel, Field
 
-from bentos.http import ENVIRONMENT, MAX_BATCH_ROWS, MAX_LATENCY_MS, MAX_ROWS, Gate, HttpRequest, HttpResponse
+from bentos.http import ENVIRONMENT, LOGGING, MAX_BATCH_ROWS, MAX_LATENCY_MS, MAX_ROWS, Gate, HttpRequest, HttpResponse
 from bentos.model import open_model
 
 
@@ -54,5 +54,5 @@ class TextClassification:
         return self.model.predict(rows, MAX_BATCH_ROWS)
 
 
-service = bentoml.service(name="text_classification", workers=1, envs=ENVIRONMENT)(TextClassification)
+service = bentoml.service(name="text_classification", workers=1, envs=ENVIRONMENT, logging=LOGGING)(TextClassification)
 service.add_asgi_middleware(Gate, task="text-classification")

@@ -5,7 +5,7 @@ from typing import Any
 import bentoml
 from pydantic import BaseModel, Field
 
-from bentos.http import ENVIRONMENT, MAX_BATCH_ROWS, MAX_LATENCY_MS, MAX_ROWS, Gate, HttpRequest, HttpResponse
+from bentos.http import ENVIRONMENT, LOGGING, MAX_BATCH_ROWS, MAX_LATENCY_MS, MAX_ROWS, Gate, HttpRequest, HttpResponse
 from bentos.model import open_model
 
 
@@ -63,5 +63,7 @@ class TokenClassification:
         return self.model.predict(rows, MAX_BATCH_ROWS)
 
 
-service = bentoml.service(name="token_classification", workers=1, envs=ENVIRONMENT)(TokenClassification)
+service = bentoml.service(name="token_classification", workers=1, envs=ENVIRONMENT, logging=LOGGING)(
+    TokenClassification
+)
 service.add_asgi_middleware(Gate, task="token-classification")

@@ -150,6 +150,7 @@ def _environment(home: Path) -> Mapping[str, str]:
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "PROMETHEUS_MULTIPROC_DIR": str(counters),
         "PYTHONDONTWRITEBYTECODE": "1",
     }

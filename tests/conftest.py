@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from deploykit.artifact import Artifact
+from deploykit.package import Package
+from deploykit.stage import run
 from tests.models import make_checkpoint, make_dataset
+from tests.onnx_models import make_onnx, make_proof
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,3 +42,24 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def entities(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny labelled set for token classification. Read only."""
     return make_dataset(tmp_path_factory.mktemp("entities") / "data", task="token-classification")
+
+
+@pytest.fixture(scope="session")
+def onnx_model(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A tiny exported text classifier. Read only."""
+    return make_onnx(tmp_path_factory.mktemp("onnx") / "model")
+
+
+@pytest.fixture(scope="session")
+def bento(onnx_model: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The tiny text classifier, proven and packaged. Read only."""
+    folder = tmp_path_factory.mktemp("bento")
+    return run(Package("reviews"), onnx_model, make_proof(onnx_model, folder / "proof"), out=folder / "bento")
+
+
+@pytest.fixture(scope="session")
+def bento_ner(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A tiny token classifier, proven and packaged. Read only."""
+    folder = tmp_path_factory.mktemp("bento-ner")
+    model = make_onnx(folder / "model", "token-classification")
+    return run(Package("entities"), model, make_proof(model, folder / "proof"), out=folder / "bento")
