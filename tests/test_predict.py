@@ -9,7 +9,7 @@ import pytest
 from deploykit.errors import ArtifactError, DataError, OutputExists
 from deploykit.predict import predict_file
 from deploykit.runtime.model import Model
-from tests.onnx_models import export_plain
+from tests.plain_export import export_plain
 
 ROWS: list[dict[str, Any]] = [
     {"text": "the film was good"},

@@ -6,7 +6,7 @@ import pytest
 
 from deploykit.runtime.tokenizer import Tokenizer
 from tests.models import write_tokenizer
-from tests.onnx_models import export_plain
+from tests.plain_export import export_plain
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from deploykit.errors import ArtifactError, DataError, DeploykitError
 from deploykit.runtime import model_info
 from deploykit.runtime.model import Model
 from tests.models import classification_row, entity_row
-from tests.onnx_models import torch_model
+from tests.plain_export import torch_model
 
 
 def rows_for(task: str, count: int = 24) -> list[dict[str, Any]]:
