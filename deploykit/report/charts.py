@@ -38,7 +38,7 @@ def latency_distribution(distribution: Mapping[str, Any], medians: Mapping[str, 
     y = alt.Y("density:Q", title=None, axis=None, stack=None, scale=alt.Scale(domain=[0, 1.08]))
     areas = (
         _chart(points)
-        .mark_area(fillOpacity=0.22, strokeWidth=1.5, clip=True)
+        .mark_area(fillOpacity=0.22, strokeWidth=1.5)
         .encode(x=x, y=y, stroke=_sides(alt.Stroke), fill=_sides(alt.Fill))
     )
     rules = _chart([{"ms": at, "side": side} for side, at in medians.items()])
@@ -113,7 +113,7 @@ def waterfall(rows: Sequence[Mapping[str, Any]], value: str, title: str, mark: L
     )
     chart = _chart([dict(row) for row in rows])
     if mark == "bar":
-        marks = [chart.mark_bar(height=14, cornerRadiusEnd=2, color="var(--head)").encode(x=x, y=y)]
+        marks = [chart.mark_bar(height=14, color="var(--head)").encode(x=x, y=y)]
     else:
         spans = _chart([dict(row) for row in rows if row.get("low") is not None])
         marks = [

@@ -15,7 +15,7 @@ def markdown(record: Record) -> str:
     head, base = _safe(record["head"]["name"]), _safe(record["baseline"]["name"])
     parts = [
         f"# {wording.headline(record['verdict'])}: {head} against {base}",
-        summary(record),
+        _safe(summary(record)),
         _table(("check", "verdict", "because"), [(g["name"], g["verdict"], g["reason"]) for g in record["gates"]]),
         *[f"- {_safe(warning)}" for warning in record["warnings"]],
         *_latency(record["latency"]),

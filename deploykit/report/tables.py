@@ -56,7 +56,7 @@ def cell(value: Any) -> str:
 def _is_nested(value: Any) -> bool:
     if isinstance(value, Mapping):
         return True
-    return isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value)
+    return isinstance(value, list | tuple) and (not value or any(isinstance(item, Mapping) for item in value))
 
 
 def _nested(title: str, value: Any) -> list[Table]:

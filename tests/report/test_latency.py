@@ -8,9 +8,10 @@ from deploykit.report.settings import ReportSettings
 from tests.report.evidence import TEXTS, latencies, latency, model, seal, validation
 
 HEAD, BASE = model("head"), model("base")
+DEFAULT = ReportSettings()
 
 
-def compared(tmp_path, head, base, settings=ReportSettings(), **changes):
+def compared(tmp_path, head, base, settings=DEFAULT, **changes):
     """Two separate runs; `changes` are of the head's evidence."""
     seal(tmp_path / "head" / "latency", *latency(HEAD, head, **changes))
     seal(tmp_path / "base" / "latency", *latency(BASE, base))

@@ -1,0 +1,33 @@
+from deploykit.report.tables import MAX_ROWS, MAX_TEXT, cell, tables_of
+
+
+def test_plain_values_records_and_nested_parts_become_tables():
+    found = tables_of("parity", {"max_abs": 1e-6, "worst": [{"row": 1, "text": "a"}], "nodes": {"CPU": {"count": 3}}})
+    assert [table.title for table in found] == ["parity", "parity: worst", "parity: nodes"]
+    assert found[0].rows == (("max abs", "1e-06"),)
+    assert found[1].rows == (("1", "a"),)
+    assert found[2].rows == (("CPU", "3"),)
+
+
+def test_numbers_are_right_aligned_and_missing_fields_are_dashes():
+    (table,) = tables_of("x", {"rows": [{"a": 1, "b": "t"}, {"b": "u"}]})
+    assert [column.style for column in table.columns] == ["num", ""]
+    assert table.rows[1] == ("–", "u")
+
+
+def test_long_lists_and_texts_are_cut_and_say_so():
+    (table,) = tables_of("x", {"rows": [{"a": "t" * 1000}] * (MAX_ROWS + 5)})
+    assert table.title.endswith(f"({MAX_ROWS} of {MAX_ROWS + 5})")
+    assert len(table.rows) == MAX_ROWS
+    assert len(table.rows[0][0]) == MAX_TEXT
+
+
+def test_nothing_is_no_table():
+    assert tables_of("x", {}) == []
+    assert tables_of("x", {"rows": [], "inner": {}}) == []
+
+
+def test_every_kind_of_value_has_a_text():
+    assert [cell(value) for value in (None, True, 0.1234567, 3, "a", [1, 2], {"k_v": None})] == [
+        "–", "yes", "0.1235", "3", "a", "1, 2", "k v –",
+    ]  # fmt: skip
