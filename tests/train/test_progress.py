@@ -1,0 +1,40 @@
+import io
+import sys
+
+from deploykit.train import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_off_a_terminal_the_last_step_is_a_plain_line_on_stderr(capsys):
+    with progress.shown(3, 0) as advance:
+        for step in (1, 2, 3):
+            advance(step, 0.5)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "training: step 3/3, loss 0.5000, 0 s left\n"
+
+
+def test_a_line_comes_now_and_then_with_the_time_left(capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 20.0, 25.0, 40.0])
+    monkeypatch.setattr("deploykit.train.progress.time.monotonic", lambda: next(clock))
+    with progress.shown(20, 10) as advance:
+        for step in (11, 12, 13, 14):
+            advance(step, 1.0)
+    assert capsys.readouterr().err.splitlines() == [
+        "training: step 12/20, loss 1.0000, 80 s left",
+        "training: step 14/20, loss 1.0000, 60 s left",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar_with_loss_and_time_left(monkeypatch, capsys):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.shown(3, 0) as advance:
+        advance(2, 0.25)
+    assert "loss 0.2500" in terminal.getvalue()
+    assert "2/3" in terminal.getvalue()
+    assert capsys.readouterr().out == ""
