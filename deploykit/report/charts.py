@@ -9,7 +9,7 @@ from typing import Any, Literal
 import altair as alt
 import vl_convert
 
-WIDTH = 460
+WIDTH = 420
 """A chart's width in CSS pixels; it fills its column and may shrink to a phone's."""
 THIRD = 310
 """The width of a chart that stands with two others."""
@@ -158,6 +158,8 @@ def _svg(chart: Any, height: int, width: int = WIDTH) -> str:
             titleFontSize=12,
             titleFontWeight="normal",
             labelPadding=6,
+            labelOverlap="greedy",
+            labelSeparation=8,
         ),
     )
     drawing: str = vl_convert.vegalite_to_svg(styled.to_dict())

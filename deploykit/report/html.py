@@ -65,7 +65,7 @@ def _changes(quality: Record) -> list[dict[str, Any]]:
         shown = sorted(changes, key=_moved, reverse=True)[:MAX_CHANGES]
         if shown:
             kept = f"; the {MAX_CHANGES} that changed most" if len(changes) > MAX_CHANGES else ""
-            drawn.append({"svg": _drawn(charts.changes(shown, title)), "caption": f"{title}{kept}."})
+            drawn.append({"svg": _drawn(charts.changes(shown, title)), "caption": f"{title}: before and after{kept}."})
     return drawn
 
 
