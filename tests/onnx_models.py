@@ -1,6 +1,7 @@
 """Tiny exported models whose answers can be read off the text: each word adds its own logits."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,11 @@ def make_proof(
     return artifact.seal(scratch, out, Node("evidence", "validate", {}, (model.node,), ""), {})
 
 
-def resealed(sealed: Artifact, out: Path, changes: dict[str, str]) -> Path:
-    """Copy a sealed folder, append text to some of its files (new ones too), and seal it as if it had been made so."""
+def resealed(sealed: Artifact, out: Path, change: Callable[[Path], object]) -> Path:
+    """Copy a sealed folder, change it, and seal it as if it had been made so."""
     scratch = out.parent / f".{out.name}"
     shutil.copytree(sealed.path, scratch)
-    for name, text in changes.items():
-        with (scratch / name).open("a") as file:
-            file.write(text)
+    change(scratch)
     return artifact.seal(scratch, out, sealed.node, {}).path
 
 
@@ -68,7 +67,7 @@ def _graph(task: str) -> onnx.ModelProto:
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "l"]) for name in ("input_ids", "attention_mask")
     ]
-    shape = ["n", 2] if classifies else ["n", "l", len(ENTITY_LABELS)]
+    shape: list[str | int | None] = ["n", 2] if classifies else ["n", "l", len(ENTITY_LABELS)]
     output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
     graph = helper.make_graph(nodes, "tiny", inputs, [output], [table, *axes])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
