@@ -20,6 +20,7 @@ import os, signal, sys
 from pathlib import Path
 from deploykit import stage
 from deploykit.checkpoint import open_checkpoint
+from deploykit.compress import distillation
 from deploykit.compress.distil import Distil
 from deploykit.data import open_dataset
 score, calls = distillation.score, []

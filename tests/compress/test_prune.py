@@ -77,7 +77,7 @@ def test_recovery_brings_the_pruned_model_nearer_to_its_parent(bert: Path, revie
     settings = {"heads": 0.5, "ffn": 0.5, "epochs": 6, "alpha": 0.0, "learning_rate": 3e-3, "batch_size": 16}
     made, found = pruned(bert, reviews, tmp_path / "out", **settings)
     losses = [epoch["loss"] for epoch in made.facts["history"]]
-    assert min(losses[1:]) < losses[0] / 2
+    assert losses[-1] < 0.7 * losses[0]
     assert families.structure_of(found.model) == found.spec.structure
 
 
