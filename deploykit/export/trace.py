@@ -58,7 +58,7 @@ def trace(model: PreTrainedModel, names: Sequence[str], attention: str) -> ir.Mo
             input_names=list(names),
             output_names=[OUTPUT],
             dynamic_axes=_dynamic_axes(model, names),
-            custom_opsets={operators.DOMAIN: 1},
+            custom_opsets={} if attention == "eager" else {operators.DOMAIN: 1},
         )
     return ir.from_proto(load_from_string(file.getvalue()))
 
