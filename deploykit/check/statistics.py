@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -73,7 +73,8 @@ def percentile(samples_N: Floats, share: float) -> Interval:
     size = len(ordered_N)
     value = ordered_N[_rank(size, share)]
     tail = (1 - CONFIDENCE) / 2
-    low, high = int(stats.binom.ppf(tail, size, share)), int(stats.binom.ppf(1 - tail, size, share)) + 1
+    at_most_N = special.bdtr(np.arange(size + 1), size, share)  # how likely at most that many lie below the percentile
+    low, high = (int(np.searchsorted(at_most_N, tail)), int(np.searchsorted(at_most_N, 1 - tail)) + 1)
     return Interval(
         float(value),
         float(ordered_N[low - 1]) if low >= 1 else None,
@@ -133,7 +134,7 @@ def metric_drop(reference_NK: Floats, candidate_NK: Floats, statistic: Callable[
     lost_R, won_R = generator.poisson(1.0, (2, REPETITIONS))
     drops_R = np.clip(drops_R + (lost_R - won_R) / size, -1.0, 1.0)
     low, high, upper = np.quantile(drops_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2, CONFIDENCE])
-    reach = stats.norm.ppf(CONFIDENCE) + stats.norm.ppf(_POWER)
+    reach = special.ndtri(CONFIDENCE) + special.ndtri(_POWER)
     return Drop(value, float(low), float(high), float(upper), float(reach * drops_R.std()))
 
 
@@ -147,7 +148,7 @@ def wilson(successes: int, size: int) -> Interval:
         raise ValueError(f"{successes} successes of {size}")
     if size == 0:
         return Interval(math.nan, 0.0, 1.0)
-    z, share = float(stats.norm.ppf((1 + CONFIDENCE) / 2)), successes / size
+    z, share = float(special.ndtri((1 + CONFIDENCE) / 2)), successes / size
     middle = (share + z * z / (2 * size)) / (1 + z * z / size)
     reach = z / (1 + z * z / size) * math.sqrt(share * (1 - share) / size + z * z / (4 * size * size))
     return Interval(share, max(0.0, middle - reach), min(1.0, middle + reach))
@@ -171,7 +172,7 @@ def agreement(predictions: Sequence[Hashable], labels: Sequence[Hashable]) -> Ag
     if expected == 1.0:  # one class only: nothing to be related to
         return Agreement(0.0, math.inf, size)
     error = math.sqrt(expected / (size * (1 - expected)))
-    return Agreement((observed - expected) / (1 - expected), float(stats.norm.ppf(CONFIDENCE)) * error, size)
+    return Agreement((observed - expected) / (1 - expected), float(special.ndtri(CONFIDENCE)) * error, size)
 
 
 def _checked(samples_N: Floats) -> Floats:
