@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from deploykit.report import charts, wording
 from deploykit.report.summary import before_of, summary, tiles
-from deploykit.report.tables import cell, tables_of
+from deploykit.report.tables import cell, provider_tables, tables_of
 
 Record = Mapping[str, Any]
 MAX_CHANGES = 16
@@ -123,6 +123,7 @@ _FILTERS = {
     "size": wording.size,
     "settings": _settings,
     "facts": _facts,
+    "provider_tables": provider_tables,
     "tables": lambda value, title: tables_of(title, value),
     "short": lambda digest: str(digest)[:12],
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 from deploykit.report import wording
 from deploykit.report.summary import summary
-from deploykit.report.tables import cell, tables_of
+from deploykit.report.tables import cell, provider_tables, tables_of
 
 Record = Mapping[str, Any]
 
@@ -95,10 +95,10 @@ def _checks(checks: Iterable[Record]) -> list[str]:
         parts.append(
             _table(("gate", "verdict", "because"), [(g["name"], g["verdict"], g["reason"]) for g in check["gates"]])
         )
-        for title in ("parity", "invariance", "provider"):
-            for table in tables_of(title, check[title]):
-                titles = [(">" if column.style == "num" else "") + column.name for column in table.columns]
-                parts += [f"**{_safe(table.title)}**", _table(titles, table.rows)]
+        tables = [table for title in ("parity", "invariance") for table in tables_of(title, check[title])]
+        for table in [*tables, *provider_tables(check["provider"])]:
+            titles = [(">" if column.style == "num" else "") + column.name for column in table.columns]
+            parts += [f"**{_safe(table.title)}**", _table(titles, table.rows)]
     return parts
 
 

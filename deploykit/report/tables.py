@@ -37,6 +37,17 @@ def tables_of(title: str, value: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def provider_tables(value: Mapping[str, Any]) -> list[Table]:
+    """Lay out provider truth: which provider ran how many nodes in which share of the time, then the rest."""
+    nodes, shares = value.get("nodes") or {}, value.get("time_share") or {}
+    ran = [
+        {"ran by": name, "nodes": nodes.get(name, 0), "share of time": wording.share(shares.get(name))}
+        for name in dict.fromkeys([*nodes, *shares])
+    ]
+    rest = {name: item for name, item in value.items() if name not in ("nodes", "time_share")}
+    return [*([_records("provider truth", ran)] if ran else []), *tables_of("provider", rest)]
+
+
 def cell(value: Any) -> str:
     """Write one value of unknown kind."""
     if value is None:

@@ -81,6 +81,11 @@ def unsigned_points(value: float | None) -> str:
     return points(value).lstrip("+")
 
 
+def share(value: float | None) -> str:
+    """Write a share in percent."""
+    return UNKNOWN if value is None else f"{value:.1%}"
+
+
 def interval(low: float | None, high: float | None, write: Any) -> str:
     """Write an interval with `write`, or nothing where one end is unknown."""
     return "" if low is None or high is None else f"{write(low)} to {write(high)}"

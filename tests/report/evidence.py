@@ -74,7 +74,17 @@ def validation(subject: Subject, score: float, **changes: Any) -> tuple[Any, ...
         "accuracy": accuracy,
         "parity": {"max_abs": 2.1e-6, "tolerance": 1e-4, "worst": [{"row": 7, "difference": 2.1e-6, "text": "a film"}]},
         "invariance": {"max_abs": 0.0, "rows": 64},
-        "provider": {"asked": "cpu", "nodes": {"CPUExecutionProvider": {"nodes": 41, "time_share": 1.0}}},
+        "provider": {
+            "provider": "cpu",
+            "fusions": {"Attention": 3},
+            "ok": True,
+            "nodes": {"CPUExecutionProvider": 41},
+            "operators": {"MatMulIntegerToFloat": 13, "SkipLayerNormalization": 6},
+            "heavy": 19,
+            "misplaced": [],
+            "copies": 0,
+            "time_share": {"CPUExecutionProvider": 1.0},
+        },
         "waterfall": WATERFALL,
     }
     found = Evidence(

@@ -1,4 +1,4 @@
-from deploykit.report.tables import MAX_ROWS, MAX_TEXT, cell, tables_of
+from deploykit.report.tables import MAX_ROWS, MAX_TEXT, cell, provider_tables, tables_of
 
 
 def test_plain_values_records_and_nested_parts_become_tables():
@@ -31,3 +31,10 @@ def test_every_kind_of_value_has_a_text():
     assert [cell(value) for value in (None, True, 0.1234567, 3, "a", [1, 2], {"k_v": None})] == [
         "–", "yes", "0.1235", "3", "a", "1, 2", "k v –",
     ]  # fmt: skip
+
+
+def test_provider_truth_sets_nodes_and_time_beside_each_other():
+    first, second = provider_tables({"nodes": {"CUDA": 40}, "time_share": {"CUDA": 0.9, "CPU": 0.1}, "ok": True})
+    assert first.rows == (("CUDA", "40", "90.0%"), ("CPU", "0", "10.0%"))
+    assert second.rows == (("ok", "yes"),)
+    assert provider_tables({}) == []
