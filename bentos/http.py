@@ -4,6 +4,7 @@ BentoML parses, batches and counts; its own refusals are lists of validation det
 traceback. So a request is parsed and checked once, by `Gate`, with the same checks as `deploykit predict`.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
@@ -22,6 +23,8 @@ LOGGING = {"access": {"enabled": False}}
 """No line per request: `/metrics` counts them, and a line costs a third of a millisecond."""
 PATH = "/predict"
 MAX_BODY_BYTES = 1 << 20
+MAX_BODY_SECONDS = 30
+"""How long a body may take to arrive; BentoML gives up after 60 seconds, with a 5xx."""
 MAX_ROWS = 256
 """How many rows one request may hold."""
 MAX_BATCH_ROWS = 32
@@ -65,20 +68,31 @@ class Refused(Exception):
 class Gate:
     """ASGI middleware that lets only requests through that can be answered."""
 
-    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]], task: str) -> None:
+    def __init__(
+        self, app: Callable[[Message, Receive, Send], Awaitable[None]], task: str, seconds: float = MAX_BODY_SECONDS
+    ) -> None:
         self.app = app
         self.task = decoder_of(task)
+        self.seconds = seconds
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a bad request; hand a good one on with its rows."""
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
             try:
                 _require_json(Request(scope).headers.get("content-type", "application/json"))
-                scope[_ROWS] = rows_of(await _body(receive), self.task.check)
+                scope[_ROWS] = rows_of(await self._body(receive), self.task.check)
             except Refused as refused:
                 await JSONResponse({"error": str(refused)}, refused.status)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    async def _body(self, receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(self.seconds):
+                return await read_body(receive)
+        except TimeoutError as late:
+            line = f"the body: expected its end within {self.seconds} s, found none; send it again"
+            raise Refused(HTTPStatus.REQUEST_TIMEOUT, line) from late
 
 
 def rows_of(body: bytes, check: Callable[[dict[str, Any], str], None]) -> list[dict[str, Any]]:
@@ -113,8 +127,12 @@ def _check_row(row: Any, where: str, check: Callable[[dict[str, Any], str], None
         raise _bad(where, error.expected, error.found) from error
 
 
-async def _body(receive: Receive) -> bytes:
-    """Read a body of at most `MAX_BODY_BYTES`."""
+async def read_body(receive: Receive) -> bytes:
+    """Read a body.
+
+    Raises:
+        Refused: it is larger than `MAX_BODY_BYTES`, or the client went away.
+    """
     parts, size, more = [], 0, True
     while more:
         message = await receive()

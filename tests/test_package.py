@@ -2,6 +2,7 @@
 
 import ast
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import bentoml
 import pytest
 from bentoml._internal.bento import Bento, BentoStore
 
+import deploykit
 from deploykit import artifact, commands
 from deploykit.artifact import Artifact
 from deploykit.errors import ArtifactError, UnprovenModel, UsageError
 from deploykit.evidence import Verdict
-from deploykit.package import SERVICES, Package, require_proof, requirements, source_files
+from deploykit.package import SERVICES, Package, require_proof, requirements, services_folder, source_files
 from deploykit.runtime.tasks import RUNTIME_TASKS
 from deploykit.stage import run
 from tests.onnx_models import make_onnx, make_proof
@@ -92,6 +94,16 @@ def test_a_heavy_import_inside_a_function_is_seen(tmp_path: Path):
 def test_imports_are_followed_through_functions_and_packages():
     files = source_files("deploykit.commands")
     assert {"deploykit/__init__.py", "deploykit/check/__init__.py", "deploykit/checkpoint.py"} <= set(files)
+
+
+def test_the_services_are_found_inside_the_package_as_a_wheel_lays_them(tmp_path: Path):
+    wheel = shutil.copytree(Path(deploykit.__file__).parent, tmp_path / "deploykit")
+    shutil.copytree(services_folder(), wheel / "bentos", dirs_exist_ok=True)
+    code = "from deploykit.package import source_files; print(*source_files('bentos.token_classification'))"
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert set(said.stdout.split()) == set(source_files("bentos.token_classification")), said.stderr
 
 
 @pytest.mark.parametrize("name", ["", "Reviews", "a b", "-a", "a" * 64, "../up", "a:b"])

@@ -1,7 +1,9 @@
 """A request that cannot be answered gets a 4xx status and one line that says why; nothing else is let through."""
 
 import json
+from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +93,20 @@ async def test_a_body_over_the_limit_is_refused_before_its_end():
 
 
 @pytest.mark.anyio
+async def test_a_body_that_never_ends_is_given_up_with_a_4xx():
+    sent: list[Any] = []
+
+    async def receive():
+        await anyio.sleep_forever()
+
+    async def send(message):
+        sent.append(message)
+
+    await Gate(_answer, "text-classification", seconds=0.01)(_scope(), receive, send)
+    assert sent[0]["status"] == 408
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("name", ["application/vnd.bentoml+pickle", "multipart/form-data", "text/plain", ""])
 async def test_a_body_that_says_it_is_something_else_is_refused(name: str):
     assert (await _through_gate([json.dumps({"rows": [GOOD]}).encode()], name))[0] == 415
@@ -112,13 +128,8 @@ async def _through_gate(parts: list[bytes], content_type: str = "application/jso
     waiting = [
         {"type": "http.request", "body": part, "more_body": index < len(parts) - 1} for index, part in enumerate(parts)
     ]
-    sent: list[dict[str, int]] = []
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": PATH,
-        "headers": [(b"content-type", content_type.encode())],
-    }
+    sent: list[Any] = []
+    scope = _scope(content_type)
 
     async def receive():
         return waiting.pop(0)
@@ -126,8 +137,14 @@ async def _through_gate(parts: list[bytes], content_type: str = "application/jso
     async def send(message):
         sent.append(message)
 
-    async def answer(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200})
-
-    await Gate(answer, "text-classification")(scope, receive, send)
+    await Gate(_answer, "text-classification")(scope, receive, send)
     return sent[0]["status"], scope.get("deploykit.rows")
+
+
+def _scope(content_type: str = "application/json") -> dict[str, Any]:
+    headers = [(b"content-type", content_type.encode())]
+    return {"type": "http", "method": "POST", "path": PATH, "headers": headers}
+
+
+async def _answer(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200})
