@@ -156,7 +156,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.workdir.mkdir(parents=True, exist_ok=True)
-        self._accelerator = Accelerator(mixed_precision=precision())
+        self._accelerator = Accelerator(mixed_precision=precision(), cpu=not torch.accelerator.is_available())
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, adamw(self.model, self.settings))
         self._lengths = [len(example[LENGTH_KEY]) for example in self.examples]
         self._steps_per_epoch = math.ceil(len(self.examples) / self.settings.batch_size)

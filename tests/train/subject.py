@@ -1,8 +1,10 @@
 """A small training that a test can start in a process of its own, watch and kill.
 
-`python -m tests.train.subject FOLDER` prints a line a step.
+`python -m tests.train.subject FOLDER` prints a line a step, then the digest of the weights. Of several processes each
+begins with weights of its own.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -68,8 +70,9 @@ def main(folder: Path) -> None:
         print(f"step {done}", flush=True)
         return loss(model, batch)
 
-    model = make_model()
+    model = make_model(int(os.environ.get("RANK", "0")))
     train(model, make_examples(), watched, lambda: evaluate(model), SETTINGS, folder / ".train")
+    print(f"weights {digest(model)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,15 @@ def test_a_training_killed_in_an_epoch_ends_with_the_weights_of_one_that_was_not
     assert 0 < len(steps) < 20, "it went on from the saved state, in the middle of the second of three epochs of 8"
 
 
+def test_two_processes_train_one_model_together(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.train.subject"]
+    done = subprocess.run([*launcher, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    weights = [line for line in done.stdout.splitlines() if line.startswith("weights")]
+    assert len(weights) == 2
+    assert len(set(weights)) == 1, "each began with its own weights, so alone they would differ"
+
+
 def test_a_lost_step_would_be_seen(tmp_path):
     whole, _ = trained(tmp_path / "whole", subject.SETTINGS)
     calls = []
