@@ -70,7 +70,7 @@ def validate(
     """Prove parity with the model's own reference and accuracy against the original; evidence either way."""
     from deploykit.checkpoint import open_checkpoint
 
-    sources = [open_onnx(model), open_checkpoint(reference), open_dataset(data)]
+    sources = [open_onnx(model), open_dataset(data), open_checkpoint(reference)]
     if source is not None:
         sources.append(open_checkpoint(source))
     return run_stage(settings, *sources, out=out, force=force)
@@ -90,7 +90,7 @@ def bench(
         from deploykit.check.bench import bench_url
 
         return bench_url(model_or_url, settings, open_dataset(data), out, force=force)
-    sources = [open_onnx(Path(model_or_url)), open_dataset(data)]
+    sources = [open_dataset(data), open_onnx(Path(model_or_url))]
     if against is not None:
         sources.append(open_onnx(against))
     return run_stage(settings, *sources, out=out, force=force)

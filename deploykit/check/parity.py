@@ -61,8 +61,13 @@ class Parity:
     candidate: tuple[float, ...]
 
 
-def compare(reference: Outputs, candidate: Outputs) -> Parity:
+def compare(reference: Outputs, candidate: Outputs, numbers: Sequence[int] | None = None) -> Parity:
     """Compare row by row.
+
+    Args:
+        reference: what the outputs should be.
+        candidate: what they are.
+        numbers: how the rows are numbered where they come from; from 0 if not given.
 
     Raises:
         ValueError: the rows do not pair up, or there is none.
@@ -75,7 +80,7 @@ def compare(reference: Outputs, candidate: Outputs) -> Parity:
     return Parity(
         worst=float(differences_N[row] / scale),
         typical=float(np.median(differences_N) / scale),
-        worst_row=row,
+        worst_row=row if numbers is None else numbers[row],
         max_abs=float(differences_N[row]),
         scale=scale,
         rows=len(reference),
