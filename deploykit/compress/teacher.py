@@ -9,7 +9,7 @@ in float16: their rounding, 5e-4 of a value, is far below what a student reaches
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
 
 from deploykit import artifact, environment
 from deploykit.checkpoint import Checkpoint, collate, input_names
@@ -112,15 +114,29 @@ def _forward(
     layers: Sequence[int],
 ) -> Iterator[tuple[list[NDArray[np.float32]], dict[int, NDArray[np.float16]]]]:
     """Yield a batch's logits, row by row, and its hidden states without padding, rows one after the other."""
-    model, names = teacher.model, input_names(teacher.model)
+    names = input_names(teacher.model)
     unpad = decoder_of(teacher.spec.task).unpad
-    for indices in batches:
-        batch = [encodings[index] for index in indices]
-        inputs = collate(batch, teacher.spec.pad_id, names)
-        output = model(**inputs, output_hidden_states=bool(layers))
-        real = inputs["attention_mask"].bool()
-        states = {layer: output.hidden_states[layer][real].half().numpy() for layer in layers}
-        yield unpad(output.logits.float().numpy(), batch), states
+    with _on_accelerator(teacher.model) as model:
+        for indices in batches:
+            batch = [encodings[index] for index in indices]
+            inputs = collate(batch, teacher.spec.pad_id, names)
+            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            output = model(**inputs, output_hidden_states=bool(layers))
+            real = inputs["attention_mask"].bool()
+            states = {layer: output.hidden_states[layer][real].half().cpu().numpy() for layer in layers}
+            yield unpad(output.logits.float().cpu().numpy(), batch), states
+
+
+@contextmanager
+def _on_accelerator(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Lend the model to the GPU, where there is one."""
+    place: nn.Module = model
+    try:
+        if torch.cuda.is_available():
+            place.cuda()
+        yield model
+    finally:
+        place.cpu()
 
 
 def _partial(file: Path) -> Path:
