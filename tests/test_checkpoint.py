@@ -171,7 +171,7 @@ def test_a_tokenizer_with_another_padding_token_is_refused(bert, tmp_path):
 def test_a_broken_or_foreign_configuration_is_refused(bert, tmp_path, content):
     folder = copied(bert, tmp_path)
     (folder / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         loaded(folder)
 
 
