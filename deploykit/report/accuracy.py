@@ -6,13 +6,14 @@ from typing import Any
 
 from deploykit.evidence import Gate, Verdict
 from deploykit.report import wording
-from deploykit.report.collect import Piece, Side
+from deploykit.report.collect import Piece, Side, predictions
 from deploykit.report.finding import Finding, unknown
+from deploykit.report.paired import paired_drop
 from deploykit.report.settings import ReportSettings
 
 
 @dataclass(frozen=True)
-class Drop:
+class Loss:
     """How much of a metric was lost, with its 95% interval where the rows were paired."""
 
     metric: str
@@ -34,7 +35,7 @@ class Quality:
     finding: Finding
     head: Piece | None = None
     base: Piece | None = None
-    drop: Drop | None = None
+    drop: Loss | None = None
 
 
 def compare_accuracy(head: Side, base: Side, settings: ReportSettings) -> list[Quality]:
@@ -71,33 +72,43 @@ def _compare(piece: Piece, base: Side, max_drop: float) -> Quality:
     return Quality(_judge(_name(piece), drop, max_drop), piece, other, drop)
 
 
-def _drop(piece: Piece, other: Piece | None, base: Side) -> Drop | str:
+def _drop(piece: Piece, other: Piece | None, base: Side) -> Loss | str:
     """Measure the loss against the baseline, or say in a sentence why it cannot be told."""
     table, reference = accuracy_of(piece), piece.evidence.reference
     if not table or table["candidate"] is None:
         return f"The head's validation on {data_name(piece)} measured no accuracy."
     if other is None and reference is not None and reference.digest in base.models:
-        return Drop(table["metric"], table["reference"], table["candidate"], table["low"], table["high"])
+        return Loss(table["metric"], table["reference"], table["candidate"], table["low"], table["high"])
     if other is None:
         return f"The baseline was not validated on {data_name(piece)}: scores on other texts cannot be compared."
     against = accuracy_of(other)
     if not against or against["candidate"] is None or against["metric"] != table["metric"]:
         return f"The baseline's validation on {data_name(piece)} holds no {table['metric']}."
-    return Drop(table["metric"], against["candidate"], table["candidate"])
+    before, after = against["candidate"], table["candidate"]
+    paired = paired_drop(table["metric"], predictions(piece), predictions(other), (after, before))
+    ends = (paired.low, paired.high) if paired else (None, None)
+    return Loss(table["metric"], before, after, *ends)
 
 
-def _judge(name: str, drop: Drop, max_drop: float) -> Finding:
+def _judge(name: str, drop: Loss, max_drop: float) -> Finding:
     verdict = _verdict(drop, max_drop)
     ends = wording.interval(drop.low, drop.high, wording.points)
     numbers = f"{drop.metric} {wording.score(drop.after)} against {wording.score(drop.before)}"
     moved = f"{wording.unsigned_points(abs(drop.value))} points {'lost' if drop.value >= 0 else 'gained'}"
-    side = "Within" if verdict == "pass" else "Beyond" if verdict == "fail" else "The interval reaches across"
     interval = f" (95% interval of the loss: {ends})" if ends else ""
-    reason = f"{numbers}: {moved}{interval}. {side} the budget ({wording.unsigned_points(max_drop)} points)."
+    reason = f"{numbers}: {moved}{interval}. {_because(drop, verdict, max_drop)}"
     return Finding(Gate(name, drop.value, max_drop, "lower", verdict, reason), drop.low, drop.high)
 
 
-def _verdict(drop: Drop, max_drop: float) -> Verdict:
+def _because(drop: Loss, verdict: Verdict, max_drop: float) -> str:
+    budget = f"the budget ({wording.unsigned_points(max_drop)} points)"
+    if verdict == "fail":
+        return f"Beyond {budget}."
+    doubt = drop.high is not None and drop.high > max_drop
+    return f"Within {budget}{', though so few rows cannot rule out a larger loss' if doubt else ''}."
+
+
+def _verdict(drop: Loss, max_drop: float) -> Verdict:
     return "fail" if drop.value > max_drop + 1e-12 else "pass"
 
 

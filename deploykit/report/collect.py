@@ -1,5 +1,6 @@
 """Find the evidence of one side of a report: the folder itself, or evidence artifacts inside it."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,23 +74,29 @@ class Side:
 def collect(root: Path, role: Role) -> Side:
     """Read the evidence at or below `root`.
 
+    The nearest evidence says which models the side is about. What lies deeper counts where it is about one of them
+    and says something new: a run's folder holds its own evidence, and below that the original's.
+
     Raises:
         ArtifactError: `root` is no folder, or a piece of evidence is changed or broken.
-        UsageError: two pieces speak of the same thing.
+        UsageError: two pieces of the same depth speak of the same thing.
     """
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         raise ArtifactError(
             root, expected=f"a folder of evidence for the {role}", found=found, next_step="check the path"
         )
-    pieces: dict[str, Piece] = {}
-    for path in _sealed(root, DEPTH):
-        sealed = artifact.read(path)
-        if sealed.kind == "evidence":
-            pieces.setdefault(sealed.digest, _load(sealed))
-    side = Side(role, root, tuple(pieces.values()))
-    _require_unambiguous(side)
-    return side
+    kept: list[Piece] = []
+    for level in _levels(root):
+        models = {piece.evidence.subject.digest for piece in kept}
+        taken = {topic for piece in kept for topic in _topics(piece)}
+        new = [
+            piece
+            for piece in level
+            if not kept or (piece.evidence.subject.digest in models and not taken & set(_topics(piece)))
+        ]
+        kept += _distinct(new, root, role)
+    return Side(role, root, tuple(kept))
 
 
 def samples(piece: Piece, scenario: str, system: str) -> NDArray[np.float64] | None:
@@ -101,14 +108,26 @@ def samples(piece: Piece, scenario: str, system: str) -> NDArray[np.float64] | N
     return found
 
 
-def _sealed(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield sealed folders from the top down; a sealed folder is not looked into."""
-    if artifact.is_sealed(folder):
-        yield folder
-    elif depth > 0:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.name.startswith("."):
-                yield from _sealed(child, depth - 1)
+def predictions(piece: Piece) -> list[dict[str, Any]]:
+    """Read a validation's predictions, a row each; empty where none were kept."""
+    file = piece.path / "predictions.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _levels(root: Path) -> Iterator[list[Piece]]:
+    """Yield the evidence of each depth from the top down; hidden and sealed folders are not looked into."""
+    folders = [root]
+    for _ in range(DEPTH + 1):
+        sealed = [artifact.read(folder) for folder in folders if artifact.is_sealed(folder)]
+        yield [_load(found) for found in sealed if found.kind == "evidence"]
+        open_folders = [folder for folder in folders if not artifact.is_sealed(folder)]
+        folders = [child for folder in open_folders for child in sorted(folder.iterdir()) if _is_open(child)]
+
+
+def _is_open(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
 
 
 def _load(sealed: Artifact) -> Piece:
@@ -123,18 +142,21 @@ def _load(sealed: Artifact) -> Piece:
         ) from cause
 
 
-def _require_unambiguous(side: Side) -> None:
+def _distinct(level: list[Piece], root: Path, role: Role) -> list[Piece]:
+    """Drop copies of the same evidence, and refuse different evidence on the same thing."""
+    pieces = list({piece.digest: piece for piece in reversed(level)}.values())[::-1]
     seen: dict[tuple[str, ...], Piece] = {}
-    for piece in side.pieces:
+    for piece in pieces:
         for topic in _topics(piece):
             if topic in seen:
                 raise UsageError(
-                    side.root,
-                    expected=f"one piece of evidence on {' '.join(filter(None, topic))} for the {side.role}",
+                    root,
+                    expected=f"one piece of evidence on {' '.join(filter(None, topic))} for the {role}",
                     found=f"{seen[topic].path} and {piece.path}",
                     next_step="name the one folder",
                 )
             seen[topic] = piece
+    return pieces
 
 
 def _topics(piece: Piece) -> list[tuple[str, ...]]:

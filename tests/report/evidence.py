@@ -1,6 +1,7 @@
 """Evidence as `validate` and `bench` write it, made up: what the tests of the report read."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,29 @@ def validation(subject: Subject, score: float, **changes: Any) -> tuple[Any, ...
         split="test",
         details=details,
     )
-    return dataclasses.replace(found, **changes), {}
+    return dataclasses.replace(found, **changes), {"predictions": answers(score)}
 
 
-def seal(out: Path, found: Evidence, arrays: Mapping[str, np.ndarray], **settings: Any) -> Path:
+def answers(score: float, n: int = 400) -> list[dict[str, Any]]:
+    """Predictions of which a share `score` is right, the first ones."""
+    right = round(score * n)
+    names = ("negative", "positive")
+    return [
+        {"row": row, "label": names[row % 2], "reference": names[row % 2]}
+        | {"candidate": names[row % 2] if row < right else names[1 - row % 2]}
+        for row in range(n)
+    ]
+
+
+def seal(out: Path, found: Evidence, arrays: Mapping[str, Any], **settings: Any) -> Path:
     """Seal evidence as an artifact."""
     scratch = out.parent / f".{out.name}.partial"
     scratch.mkdir(parents=True)
     evidence.write(found, scratch)
     for name, values in arrays.items():
-        np.save(scratch / f"{name}.npy", values)
+        if isinstance(values, list):
+            (scratch / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
+        else:
+            np.save(scratch / f"{name}.npy", values)
     artifact.seal(scratch, out, Node("evidence", found.measure, settings, (), ""), {})
     return out

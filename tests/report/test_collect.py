@@ -79,3 +79,21 @@ def test_samples_come_back_as_they_were_written(tmp_path):
     assert found is not None
     assert np.array_equal(found, values)
     assert samples(piece, "single", "against") is None
+
+
+def test_a_run_folder_is_about_its_own_model_not_the_original_below_it(tmp_path):
+    seal(tmp_path / "validation", *validation(HEAD, 0.9))
+    seal(tmp_path / "original" / "validation", *validation(model("original"), 0.91))
+    seal(tmp_path / "original" / "latency", *latency(model("original"), latencies(9)))
+    seal(tmp_path / "bench" / "single", *latency(HEAD, latencies(1)))
+    side = collect(tmp_path, "head")
+    assert side.models == {HEAD.digest}
+    assert len(side.pieces) == 2
+    below = collect(tmp_path / "original", "baseline")
+    assert below.models == {model("original").digest}
+
+
+def test_the_nearest_evidence_on_a_thing_counts(tmp_path):
+    near = seal(tmp_path / "latency", *latency(HEAD, latencies(1)))
+    seal(tmp_path / "old" / "latency", *latency(HEAD, latencies(2)))
+    assert [piece.path for piece in collect(tmp_path, "head").latencies] == [near]
