@@ -1,0 +1,116 @@
+"""Time several systems side by side, so that what disturbs the machine disturbs all of them alike.
+
+Systems take turns, in an order drawn anew for every turn, each over the same few batches. A turn begins with a pause
+and one untimed row: threads of the system before it (ONNX Runtime's and OpenMP's wait busily for some milliseconds)
+come to rest, and the caches hold its weights again, as they do in a process that serves one model.
+
+    B batches
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks.systems import Logits, Row, System
+from deploykit.check.latency import Clock
+from deploykit.check.statistics import CONFIDENCE, REPETITIONS, Interval
+
+PAUSE_S = 0.02
+
+Seconds = Sequence[float]
+Batch = Sequence[int]
+"""Indices of rows."""
+
+
+@dataclass
+class Samples:
+    """What one system took for each batch, in seconds, and what it answered."""
+
+    total_s: list[float] = field(default_factory=list)
+    """Tokenizing, running and decoding."""
+    model_s: list[float] = field(default_factory=list)
+    """Padding and running."""
+    logits: dict[int, Logits] = field(default_factory=dict)
+    """By row index."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is timed, and in what turns."""
+
+    rows: Sequence[Row]
+    batches: Sequence[Batch]
+    turn: int
+    """How many batches a system runs before the next one's turn."""
+    seed: int = 0
+    pause_s: float = PAUSE_S
+
+
+def interleave(systems: Sequence[System], schedule: Schedule, clock: Clock = time.perf_counter) -> dict[str, Samples]:
+    """Time every batch once on every system, and return the samples by the system's name."""
+    samples = {system.name: Samples() for system in systems}
+    rng = random.Random(schedule.seed)  # noqa: S311 - an order, not a secret
+    for start in range(0, len(schedule.batches), schedule.turn):
+        batches = schedule.batches[start : start + schedule.turn]
+        for system in rng.sample(systems, len(systems)):
+            time.sleep(schedule.pause_s)
+            _time(system, schedule.rows, batches[0][:1], clock, Samples())
+            for batch in batches:
+                _time(system, schedule.rows, batch, clock, samples[system.name])
+    return samples
+
+
+def warm_up(system: System, rows: Sequence[Row], batches: Sequence[Batch]) -> None:
+    """Answer one batch of every padded shape: compilers and caches by shape have then done their work."""
+    seen = set()
+    for batch in batches:
+        asked = [rows[index] for index in batch]
+        encodings = system.encode(asked)
+        shape = (len(encodings), max(len(encoding.ids) for encoding in encodings))
+        if shape not in seen:
+            seen.add(shape)
+            system.decode(system.run(encodings), encodings, asked)
+
+
+def total(seconds: Seconds) -> Interval:
+    """Add up batches, with a bootstrap interval."""
+    return _bootstrapped((np.asarray(seconds),), np.sum)
+
+
+def total_ratio(reference: Seconds, seconds: Seconds) -> Interval:
+    """Return sum(reference) / sum(seconds) of the same batches, resampled in pairs."""
+    return _bootstrapped((np.asarray(reference), np.asarray(seconds)), _ratio_of_sums)
+
+
+def _ratio_of_sums(numerator: NDArray[np.float64], denominator: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    return numerator.sum(axis=axis) / denominator.sum(axis=axis)  # type: ignore[no-any-return]
+
+
+def _bootstrapped(data: tuple[NDArray[np.float64], ...], statistic: Callable[..., Any]) -> Interval:
+    """Resample batches, the same ones for every system, and take percentiles; one batch alone bounds nothing."""
+    value = float(statistic(*data, axis=0))
+    if len(data[0]) == 1:
+        return Interval(value, None, None)
+    found = stats.bootstrap(
+        data, statistic, n_resamples=REPETITIONS, confidence_level=CONFIDENCE, paired=True, method="percentile", rng=0
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high))
+
+
+def _time(system: System, rows: Sequence[Row], batch: Batch, clock: Clock, samples: Samples) -> None:
+    asked = [rows[index] for index in batch]
+    started = clock()
+    encodings = system.encode(asked)
+    before = clock()
+    logits = system.run(encodings)
+    after = clock()
+    system.decode(logits, encodings, asked)
+    samples.total_s.append(clock() - started)
+    samples.model_s.append(after - before)
+    samples.logits.update(zip(batch, logits, strict=True))

@@ -1,0 +1,239 @@
+"""deploykit's models beside PyTorch, torch.compile, ONNX Runtime and OpenVINO: speed, with accuracy beside every speed.
+
+    python -m benchmarks.peers CHECKPOINT --model ONNX_DIR [--model ...] --data D [--threads 2 1] [--rows 300] [--out F]
+
+All systems answer the same rows of the test split, in one interleaved run (see `benchmarks.interleave`), on a fixed
+number of threads. `batch 1` is one text per call at its own length: tokenize, run, decode, with the model alone beside
+it; median over the rows. `offline` is the whole test split in length-sorted batches of 32, one batch at a time; its
+answers give the accuracy. Every system tokenizes and decodes with the same code. Compilers and caches by shape are
+warmed up apart. Ratios are speeds: 2 means twice as fast; intervals are 95%, bootstrapped over pairs of samples.
+
+The best int8 peer is the fastest one, whatever its accuracy. A peer that cannot be built or run is named with its
+reason. Run it on an idle machine: `load_before` in the JSON tells how busy it was, and a second load on the same cores
+slows PyTorch far more than the others. The peers need `pip install deploykit[peers]`. Prints a table, then one line of
+JSON; `--out` keeps the JSON, from which `benchmarks.table` makes the README's table.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import table
+from benchmarks.interleave import Batch, Samples, Schedule, interleave, total, total_ratio, warm_up
+from benchmarks.systems import BASELINE, CALIBRATION_ROWS, PEERS, Peer, Row, Source, System, open_model, open_peer
+from deploykit import artifact, environment
+from deploykit.check.latency import Clock
+from deploykit.check.statistics import Interval, median_ratio, percentile
+from deploykit.data import Split, open_dataset, read_split
+from deploykit.errors import DeploykitError
+from deploykit.evidence import Metric
+from deploykit.runtime.batching import length_sorted_batches
+from deploykit.runtime.tasks import decoder_of
+
+BATCH_SIZE = 32
+SINGLE_TURN = 10
+OFFLINE_TURN = 1
+SEED = 0
+PACKAGES = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "openvino", "nncf")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What every system is asked."""
+
+    rows: Sequence[Row]
+    """The test split."""
+    single: Sequence[Batch]
+    """One row each, a random sample."""
+    offline: Sequence[Batch]
+    """Length-sorted batches of the whole split."""
+    score: Callable[[System, Samples], Metric]
+    """The task's metric on the answers of the offline run."""
+
+
+def compare(systems: Sequence[System], question: Question, clock: Clock) -> dict[str, Any]:
+    """Time the systems against each other; returns `systems` in their order, and `best_int8_peer` by scenario."""
+    single = interleave(systems, Schedule(question.rows, question.single, SINGLE_TURN, SEED), clock)
+    offline = interleave(systems, Schedule(question.rows, question.offline, OFFLINE_TURN, SEED), clock)
+    scores = {system.name: question.score(system, offline[system.name]) for system in systems}
+    original = scores[BASELINE].value if BASELINE in scores else 0.0
+    rivals = [system.name for system in systems if (system.kind, system.precision) == ("peer", "int8")]
+    best = {
+        "single": min(rivals, key=lambda name: float(np.median(single[name].total_s)), default=None),
+        "offline": min(rivals, key=lambda name: sum(offline[name].total_s), default=None),
+    }
+    results = [
+        {
+            "name": system.name,
+            "kind": system.kind,
+            "precision": system.precision,
+            "size_bytes": system.num_bytes,
+            "metric": dataclasses.asdict(scores[system.name]),
+            "kept": scores[system.name].value / original if original else None,
+            "single": _latency(single, system.name, best["single"]),
+            "offline": _throughput(offline, system.name, best["offline"], len(question.rows)),
+        }
+        for system in systems
+    ]
+    return {"best_int8_peer": best, "systems": results}
+
+
+def _latency(samples: Mapping[str, Samples], name: str, rival: str | None) -> dict[str, Any]:
+    """Summarize calls of one row: medians, and how many times faster than the baseline and than the best int8 peer."""
+    own = np.asarray(samples[name].total_s)
+    p50 = percentile(own * 1e3, 0.5)
+    return {
+        "p50_ms": p50.value,
+        "low_ms": p50.low,
+        "high_ms": p50.high,
+        "p95_ms": percentile(own * 1e3, 0.95).value,
+        "model_p50_ms": float(np.median(samples[name].model_s)) * 1e3,
+        "n": len(own),
+        **_ratios(samples, rival, lambda other: median_ratio(np.asarray(other.total_s), own)),
+    }
+
+
+def _throughput(samples: Mapping[str, Samples], name: str, rival: str | None, num_rows: int) -> dict[str, Any]:
+    """Summarize a pass over the whole split."""
+    own = samples[name].total_s
+    seconds = total(own)
+    return {
+        "rows_per_s": num_rows / seconds.value,
+        "low_per_s": num_rows / seconds.high if seconds.high else None,
+        "high_per_s": num_rows / seconds.low if seconds.low else None,
+        "model_rows_per_s": num_rows / sum(samples[name].model_s),
+        "n": len(own),
+        **_ratios(samples, rival, lambda other: total_ratio(other.total_s, own)),
+    }
+
+
+def _ratios(
+    samples: Mapping[str, Samples], rival: str | None, ratio_to: Callable[[Samples], Interval]
+) -> dict[str, Any]:
+    """Compare with the baseline and with the best int8 peer, where these ran."""
+    references = {"over_baseline": samples.get(BASELINE), "over_best_int8_peer": samples.get(rival or "")}
+    return {key: dataclasses.asdict(ratio_to(other)) if other else None for key, other in references.items()}
+
+
+def opened(
+    peers: Sequence[Peer], source: Source, threads: int, question: Question
+) -> tuple[list[System], list[dict[str, str]]]:
+    """Build, open and warm up the peers; returns those that run, and the name and reason of each that does not."""
+    systems, failed = [], []
+    for peer in peers:
+        try:
+            systems.append(_warm(open_peer(peer, source, threads), question))
+        except Exception as error:  # noqa: BLE001 - whatever breaks a peer is a line of the result
+            failed.append({"name": peer.name, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:200]})
+    return systems, failed
+
+
+def _warm(system: System, question: Question) -> System:
+    warm_up(system, question.rows, [*question.single, *question.offline])
+    return system
+
+
+def ask(source: Source, test: Split, num_rows: int) -> Question:
+    """Choose what is timed and scored: a random sample one by one, and the whole split in batches."""
+    from deploykit.tasks import task_named
+
+    checkpoint = source.checkpoint
+    task, rows = task_named(checkpoint.spec.task), test.rows
+    lengths = [len(encoding.ids) for encoding in decoder_of(task.name).encode(checkpoint.tokenizer, rows)]
+    sample = random.Random(SEED).sample(range(len(rows)), min(num_rows, len(rows)))  # noqa: S311 - not a secret
+
+    def score(system: System, samples: Samples) -> Metric:
+        encodings = system.encode(rows)
+        targets = task.targets(test, encodings, checkpoint.labels)
+        logits = [samples.logits[index] for index in range(len(rows))]
+        return task.score(logits, targets, checkpoint.labels).metrics[0]
+
+    batches = [batch.tolist() for batch in length_sorted_batches(lengths, BATCH_SIZE)]
+    return Question(rows, [[index] for index in sample], batches, score)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do the whole comparison, for each number of threads, and return the result as JSON has it.
+
+    Raises:
+        DeploykitError: the checkpoint, a model of ours or the data cannot be used.
+    """
+    from deploykit.checkpoint import load, open_checkpoint
+
+    load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    data, original = open_dataset(arguments.data), open_checkpoint(arguments.checkpoint)
+    train, test = read_split(data.path, "train"), read_split(data.path, "test")
+    calibration = random.Random(SEED).sample(train.rows, min(CALIBRATION_ROWS, len(train.rows)))  # noqa: S311
+    with tempfile.TemporaryDirectory() as folder:
+        source = Source(load(original), calibration, Path(folder))
+        question = ask(source, test, arguments.rows)
+        runs = [_run_threads(source, arguments.model, threads, question) for threads in arguments.threads]
+    return {
+        "benchmark": "peers",
+        "task": source.checkpoint.spec.task,
+        "checkpoint": {"name": original.path.resolve().name, "digest": original.digest},
+        "data": {"name": data.path.resolve().name, "digest": data.digest, "split": "test", "rows": len(test.rows)},
+        "batch_size": BATCH_SIZE,
+        "baseline": BASELINE,
+        "environment": environment.describe() | {"packages": _versions()},
+        "load_before": load_before,
+        "runs": runs,
+    }
+
+
+def _run_threads(source: Source, models: Sequence[Path], threads: int, question: Question) -> dict[str, Any]:
+    systems, failed = opened(PEERS, source, threads, question)
+    systems += [_warm(open_model(path, source.checkpoint, threads), question) for path in models]
+    return {"threads": threads, **compare(systems, question, time.perf_counter), "failed": failed}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.partition("\n")[0])
+    parser.add_argument("checkpoint", help="the fine-tuned original")
+    parser.add_argument("--model", type=Path, action="append", required=True, help="what `deploykit export` wrote")
+    parser.add_argument("--data", required=True, help="a folder with train and test")
+    parser.add_argument("--threads", type=int, nargs="+", default=[2], help="one run for each number")
+    parser.add_argument("--rows", type=int, default=300, help="how many texts are timed one by one")
+    parser.add_argument("--out", type=Path, help="where the JSON is kept")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    arguments = _arguments(argv)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # NNCF and the exporters print their progress
+            result = artifact.finite(run(arguments))
+    except DeploykitError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if arguments.out:
+        artifact.write_json(arguments.out, result)
+    print(table.markdown(result))
+    print(json.dumps(result, allow_nan=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

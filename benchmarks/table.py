@@ -1,0 +1,133 @@
+"""Render results of `benchmarks.peers` as Markdown, and keep the README's copy of them.
+
+    python -m benchmarks.table README.md benchmarks/results/*.json
+
+writes the tables of all the peers' results between the README's two markers; a test checks that they agree.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploykit.artifact import read_json
+from deploykit.errors import DataError
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+Json = Mapping[str, Any]
+
+
+def markdown(result: Json) -> str:
+    """Render one result: a heading and a table for each number of threads."""
+    return "\n\n".join(_section(result, run) for run in result["runs"])
+
+
+def rendered(results: Iterable[Json]) -> str:
+    """Render every result that the benchmark of peers wrote, in the order given."""
+    return "\n\n".join(markdown(result) for result in results if result.get("benchmark") == "peers")
+
+
+def read(text: str) -> str:
+    """Return what stands between a page's markers; nothing where there are none."""
+    _, found, rest = text.partition(BEGIN)
+    return rest.partition(END)[0].strip() if found else ""
+
+
+def replaced(text: str, where: object, new: str) -> str:
+    """Return a page with `new` between its markers.
+
+    Raises:
+        DataError: it has no markers.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise DataError(where, expected=f"{BEGIN} and {END}", found="no such markers", next_step="add them")
+    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+
+
+def _section(result: Json, run: Json) -> str:
+    metric = next((system["metric"]["name"] for system in run["systems"]), "metric").replace("_", " ")
+    header = (
+        "system",
+        metric,
+        "kept",
+        "MB",
+        "batch 1, ms",
+        "model alone, ms",
+        "x PyTorch",
+        "x best int8 peer",
+        "offline, rows/s",
+        "x PyTorch",
+        "x best int8 peer",
+    )
+    rows = [_row(system) for system in run["systems"]]
+    rows += [(failed["name"], f"not run: {failed['reason']}", *[""] * (len(header) - 2)) for failed in run["failed"]]
+    return f"{_heading(result, run)}\n\n{_grid(header, rows)}\n\n{_footer(run)}"
+
+
+def _heading(result: Json, run: Json) -> str:
+    machine, data = result["environment"], result["data"]
+    isa = f", {', '.join(machine['isa'])}" if machine["isa"] else ""
+    threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+    return (
+        f"**{result['checkpoint']['name']}, {data['name']} ({data['rows']} test rows), {threads}** "
+        f"on {machine['processor']} ({machine['cores']} cores{isa})"
+    )
+
+
+def _row(system: Json) -> tuple[str, ...]:
+    single, offline = system["single"], system["offline"]
+    name = f"**{system['name']}**" if system["kind"] == "deploykit" else system["name"]
+    return (
+        name,
+        f"{system['metric']['value']:.4f}",
+        f"{system['kept']:.1%}" if system["kept"] is not None else "",
+        f"{system['size_bytes'] / 1e6:.1f}",
+        f"{single['p50_ms']:.2f}",
+        f"{single['model_p50_ms']:.2f}",
+        _ratio(single["over_baseline"]),
+        _ratio(single["over_best_int8_peer"]),
+        f"{offline['rows_per_s']:.0f}",
+        _ratio(offline["over_baseline"]),
+        _ratio(offline["over_best_int8_peer"]),
+    )
+
+
+def _ratio(estimate: Json | None) -> str:
+    if estimate is None:
+        return ""
+    if estimate["low"] is None or estimate["high"] is None:
+        return f"{estimate['value']:.2f}"
+    return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
+
+
+def _footer(run: Json) -> str:
+    best = run["best_int8_peer"]
+    if best["single"] is None:
+        return "No int8 peer ran."
+    return f"Best int8 peer: {best['single']} at batch 1, {best['offline']} offline."
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Draw a Markdown table whose columns also line up in a terminal; a failure's reason may overhang."""
+    widths = [max(len(row[column]) for row in [header, *rows] if _fits(row, column)) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def _fits(row: Sequence[str], column: int) -> bool:
+    return not (column == 1 and row[column].startswith("not run"))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Rewrite the part of a page that lies between the markers."""
+    page, *files = map(Path, argv)
+    text = page.read_text(encoding="utf-8")
+    page.write_text(replaced(text, page, rendered(map(read_json, sorted(files)))), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
