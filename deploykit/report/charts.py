@@ -20,7 +20,7 @@ _COLOURS = {"baseline": "var(--baseline)", "head": "var(--head)", "original": "v
 _VERDICTS = {"pass": "var(--pass)", "fail": "var(--fail)", "inconclusive": "var(--inconclusive)"}
 
 
-def latency_distribution(distribution: Mapping[str, Any], medians: Mapping[str, float]) -> str:
+def latency_distribution(distribution: Mapping[str, Any], medians: Mapping[str, float | None]) -> str:
     """Draw where the latencies of both sides lie, each curve as high as its own peak; a line marks the median.
 
     Args:
@@ -41,7 +41,7 @@ def latency_distribution(distribution: Mapping[str, Any], medians: Mapping[str, 
         .mark_area(fillOpacity=0.22, strokeWidth=1.5)
         .encode(x=x, y=y, stroke=_sides(alt.Stroke), fill=_sides(alt.Fill))
     )
-    rules = _chart([{"ms": at, "side": side} for side, at in medians.items()])
+    rules = _chart([{"ms": at, "side": side} for side, at in medians.items() if at is not None])
     lines = rules.mark_rule(strokeWidth=2, strokeDash=[4, 3]).encode(x=x, color=_sides())
     return _svg(alt.layer(areas, lines), 170)
 
@@ -65,7 +65,7 @@ def ratios(rows: Iterable[Mapping[str, Any]], budget: float) -> str:
     colour = _scale("verdict:N", {**_VERDICTS, "none": "var(--muted)"})
     dots = _chart(values).mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=colour)
     bars = (
-        _chart([row for row in values if row["low"]])
+        _chart([row for row in values if row["low"] and row["high"]])
         .mark_rule(strokeWidth=3)
         .encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=colour)
     )

@@ -73,7 +73,7 @@ def judge_proof(head: Side) -> Finding:
     judged = [(piece, gate) for piece in head.validations for gate in piece.evidence.gates]
     bad = [f"{gate.name} on {data_name(piece)}" for piece, gate in judged if gate.verdict != "pass"]
     if verdict == "pass":
-        reason = f"The head passed its own validation: {', '.join(dict.fromkeys(gate.name for _, gate in judged))}."
+        reason = f"The head passed all {len(judged)} gates of its own validation."
     else:
         reason = f"The head did not pass its own validation: {', '.join(bad) or 'no gate was judged'}."
     return Finding(Gate("proof", float(len(bad)), 0, "lower", verdict, reason))

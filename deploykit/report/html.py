@@ -37,6 +37,8 @@ def _charts(record: Record) -> dict[str, Any]:
 
 
 def _distribution(scenario: Record) -> Markup:
+    if scenario["distribution"] is None:
+        return Markup()
     median = next(row for row in scenario["percentiles"] if row["percentile"] == 50)
     medians = {"baseline": median["baseline_ms"], "head": median["head_ms"]}
     return _drawn(charts.latency_distribution(scenario["distribution"], medians))

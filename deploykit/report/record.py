@@ -49,7 +49,7 @@ _METHODS = {
 
 def record_of(head: Side, base: Side, compared: Comparison, settings: ReportSettings) -> dict[str, Any]:
     """Build the record; every number in it is finite or null."""
-    findings = compared.findings()
+    findings, names = compared.findings(), _names(head, base)
     record = {
         "format": FORMAT,
         "verdict": evidence.overall(finding.gate for finding in findings),
@@ -57,8 +57,8 @@ def record_of(head: Side, base: Side, compared: Comparison, settings: ReportSett
         "metrics": [dataclasses.asdict(metric) for piece in head.pieces for metric in piece.evidence.metrics],
         "warnings": _warnings(head, base, compared),
         "settings": dataclasses.asdict(settings),
-        "head": _side(head),
-        "baseline": _side(base),
+        "head": {"name": names[0], **_side(head)},
+        "baseline": {"name": names[1], **_side(base)},
         "environments": _environments(head, base),
         "latency": [_scenario(scenario) for scenario in compared.latency],
         "accuracy": [_quality(quality) for quality in compared.accuracy],
@@ -84,10 +84,16 @@ def _warnings(head: Side, base: Side, compared: Comparison) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _names(head: Side, base: Side) -> tuple[str, str]:
+    """Name both sides by their models, or by their folders where the models bear the same name."""
+    folders = head.root.resolve().name, base.root.resolve().name
+    subjects = [list(dict.fromkeys(piece.evidence.subject.name for piece in side.pieces)) for side in (head, base)]
+    models = ", ".join(subjects[0]) or folders[0], ", ".join(subjects[1]) or folders[1]
+    return folders if models[0] == models[1] else models
+
+
 def _side(side: Side) -> dict[str, Any]:
-    names = list(dict.fromkeys(piece.evidence.subject.name for piece in side.pieces))
     return {
-        "name": ", ".join(names) or side.root.resolve().name,
         "size_bytes": size_of(side),
         "evidence": [_piece(piece, side.root) for piece in side.pieces],
     }

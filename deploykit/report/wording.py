@@ -1,5 +1,6 @@
 """Numbers as a person reads them. Pure."""
 
+import math
 from typing import Any
 
 from deploykit.evidence import Verdict
@@ -15,6 +16,8 @@ SCENARIOS = {
         "open loop: requests arrive at random (Poisson) whether or not the last ones are answered",
     ),
 }
+_UNANSWERED = "never answered"
+"""A request that failed, or was dropped, took for ever."""
 _HEADLINES: dict[Verdict, str] = {
     "pass": "No regression",
     "fail": "Regression found",
@@ -36,6 +39,8 @@ def milliseconds(value: float | None) -> str:
     """Write a latency with three digits: 41.0 µs, 0.912 ms, 3.14 ms, 128 ms, 2.31 s."""
     if value is None:
         return UNKNOWN
+    if math.isinf(value):
+        return _UNANSWERED
     if value < 0.1:
         return f"{_three_digits(value * 1000)} µs"
     return f"{_three_digits(value / 1000)} s" if value >= 1000 else f"{_three_digits(value)} ms"
@@ -93,8 +98,10 @@ def interval(low: float | None, high: float | None, write: Any) -> str:
 
 def pace(ratio: float | None) -> str:
     """Say how a time compares with another, from head time / baseline time."""
-    if ratio is None:
+    if ratio is None or math.isnan(ratio):
         return UNKNOWN
+    if math.isinf(ratio):
+        return _UNANSWERED
     if ratio < 0.8:
         return f"{_three_digits(1 / ratio)}× faster"
     if ratio >= 2:
@@ -112,6 +119,8 @@ def pace_interval(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     ends = [pace(high), pace(low)] if high < 1 else [pace(low), pace(high)]
+    if ends[0] == ends[1]:
+        return ends[0]
     units = [end.lstrip("0123456789.,") for end in ends]
     return f"{ends[0].removesuffix(units[0])} to {ends[1]}" if units[0] == units[1] else " to ".join(ends)
 

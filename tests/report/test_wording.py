@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from deploykit.report import wording
@@ -46,6 +48,8 @@ def test_no_number_is_a_dash(write):
         (0.2, 0.25, "4.00 to 5.00× faster"),
         (1.08, 1.1, "8.0 to 10.0% slower"),
         (0.95, 1.02, "5.0% faster to 2.0% slower"),
+        (1.0, 1.0, "the same"),
+        (math.inf, math.inf, "never answered"),
         (None, 1.0, ""),
     ],
 )

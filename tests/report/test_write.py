@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -208,3 +209,16 @@ def test_a_size_that_is_unknown_is_not_drawn(folders):
     made = write(folders)
     assert made.verdict == "inconclusive"
     assert [gate.verdict for gate in made.gates if gate.name == "size"] == ["inconclusive"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
+def test_a_head_that_drops_requests_is_reported_in_words(tmp_path, share):
+    head = latencies(1, n=400)
+    head[: round(share * 400)] = math.inf
+    seal(tmp_path / "head" / "latency", *latency(model("head"), head))
+    seal(tmp_path / "base" / "latency", *latency(model("base"), latencies(1, n=400)))
+    assert write(tmp_path).verdict == "fail"
+    assert "never answered" in read(tmp_path, "report.md")
+    for name in names(tmp_path / "report"):
+        assert "inf " not in read(tmp_path, name)
+        assert "nan" not in read(tmp_path, name)
