@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit import artifact, evidence
 from deploykit.artifact import Artifact
 from deploykit.data import open_dataset
-from deploykit.errors import ArtifactError
+from deploykit.errors import ArtifactError, UnprovenModel
 from deploykit.stage import Stage
 from deploykit.stage import run as run_stage
 
@@ -100,7 +100,15 @@ def package(model: Path, name: str, *, proof: Path, out: Path, force: bool = Fal
     """Build a Bento from a model and the evidence that it passed."""
     from deploykit.package import Package
 
-    return run_stage(Package(name), open_onnx(model), artifact.verified(proof), out=out, force=force)
+    subject = open_onnx(model)
+    if not artifact.is_sealed(proof):
+        raise UnprovenModel(
+            model,
+            expected=f"evidence for it in {proof}",
+            found="none",
+            next_step="prove the model with `deploykit validate`",
+        )
+    return run_stage(Package(name), subject, artifact.verified(proof), out=out, force=force)
 
 
 def serve(bento: Path, *, host: str = "127.0.0.1", port: int = 3000) -> int:

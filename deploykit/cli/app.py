@@ -73,10 +73,11 @@ def compress(
     json: Json = False,
 ) -> int:
     """Distil, prune and decide the quantization, as the recipe says."""
+    from deploykit.compress import waterfall
     from deploykit.recipe import load_recipe
 
     made = commands.compress(checkpoint, load_recipe(recipe), data=data, out=out, force=force, on_row=_say_row)
-    return emit(result_of(made), [output.waterfall_table(made.facts["waterfall"])], as_json=json)
+    return emit(result_of(made), [output.waterfall_table(waterfall.read(made.path))], as_json=json)
 
 
 @app.command()

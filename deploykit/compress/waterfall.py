@@ -20,6 +20,7 @@ from deploykit.checkpoint import Checkpoint, Quantization, num_parameters, save
 from deploykit.compress.fake_quant import fake_quantize, quantized_names
 from deploykit.compress.labelled import Labelled, score
 from deploykit.errors import CheckpointError
+from deploykit.evidence import Metric
 from deploykit.stage import Stage, settings_of
 from deploykit.tasks import Score
 
@@ -64,7 +65,8 @@ def finish(
     row = measure(made, validation, stage.verb, settings_of(stage))
     save(made, folder)
     artifact.write_json(folder / FILE, [*rows, asdict(row)])
-    return {"metrics": [{"name": row.metric, "value": row.value, "low": row.low, "high": row.high, "n": row.n}]}
+    primary = Metric(row.metric, row.value, low=row.low, high=row.high, n=row.n)
+    return {"metrics": [asdict(primary), asdict(Metric("size_bytes", row.num_bytes, "bytes", "lower"))]}
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
