@@ -8,6 +8,7 @@ from deploykit.report import wording
 
 MAX_ROWS = 20
 MAX_TEXT = 160
+MAX_ITEMS = 6
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Table:
 
 
 def tables_of(title: str, value: Mapping[str, Any]) -> list[Table]:
-    """Lay out a mapping: its plain values as one table, then one table for each nested part."""
+    """Lay out a mapping: its plain values as one table, parts of the same fields as rows of one, the rest one each."""
     plain = {name: item for name, item in value.items() if not _is_nested(item)}
+    parts = {name: item for name, item in value.items() if _is_nested(item) and item}
     tables = [_pairs(title, plain)] if plain else []
-    for name, item in value.items():
-        if _is_nested(item) and item:
-            tables += _nested(f"{title}: {_words(name)}", item)
+    if len(parts) > 1 and _are_alike(list(parts.values())):
+        return [*tables, _records(title, [{"": name, **item} for name, item in parts.items()])]
+    for name, item in parts.items():
+        tables += _nested(f"{title}: {_words(name)}", item)
     return tables
 
 
@@ -59,7 +62,8 @@ def cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{_words(name)} {cell(item)}" for name, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(cell, value))
+        more = f", … ({len(value)} in all)" if len(value) > MAX_ITEMS else ""
+        return ", ".join(map(cell, value[:MAX_ITEMS])) + more
     text = str(value)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
@@ -68,6 +72,10 @@ def _is_nested(value: Any) -> bool:
     if isinstance(value, Mapping):
         return True
     return isinstance(value, list | tuple) and (not value or any(isinstance(item, Mapping) for item in value))
+
+
+def _are_alike(parts: Sequence[Any]) -> bool:
+    return all(isinstance(part, Mapping) for part in parts) and len({tuple(part) for part in parts}) == 1
 
 
 def _nested(title: str, value: Any) -> list[Table]:

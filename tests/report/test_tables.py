@@ -22,6 +22,15 @@ def test_long_lists_and_texts_are_cut_and_say_so():
     assert len(table.rows[0][0]) == MAX_TEXT
 
 
+def test_parts_of_the_same_fields_are_rows_of_one_table():
+    (_, table) = tables_of("invariance", {"changed": 1, "padded": {"worst": 0.1}, "mixed": {"worst": 0.2}})
+    assert table.rows == (("padded", "0.1"), ("mixed", "0.2"))
+
+
+def test_a_long_list_of_values_is_cut_and_says_so():
+    assert cell(list(range(9))) == "0, 1, 2, 3, 4, 5, … (9 in all)"
+
+
 def test_nothing_is_no_table():
     assert tables_of("x", {}) == []
     assert tables_of("x", {"rows": [], "inner": {}}) == []
