@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.check.statistics import Agreement, Drop, agreement, metric_drop
-from deploykit.evidence import Gate, Verdict
+from deploykit.evidence import Gate, Metric, Verdict
 from deploykit.tasks.task import Score
 
 MAX_FLIPS = 50
 """How many changed predictions are written down; all are counted."""
+_REPORT_MARGIN = 0.05
+"""How far a metric at chance may fall short of the task report's: two splits of the same labels differ."""
 MAX_VALUES = 20
 """A text field with more distinct values than this is no slice."""
 _ROUNDING = 1e-12
@@ -89,20 +91,27 @@ def judge(found: Accuracy, max_drop: float, *, require_significance: bool) -> Ga
     return Gate("accuracy", drop.value, max_drop, "lower", verdict, reason)
 
 
-def judge_labels(found: Agreement) -> Gate:
-    """Judge whether the original's answers are related to the labels at all.
+def judge_labels(found: Agreement, now: Metric, reported: float | None) -> Gate:
+    """Judge whether these are the labels that the original was made for.
 
     Two models lose nothing against each other on shuffled labels: without this gate such data would prove anything.
+    An original that never did better by its own task report is no reason to doubt the labels.
+
+    Args:
+        found: the original's agreement with the labels.
+        now: its metric on them.
+        reported: that metric by its own task report, where it has one.
     """
-    if found.chance >= 1:
-        verdict: Verdict = "inconclusive"
-        why = f"{found.n} labels of so few kinds cannot show it; use a larger test set"
-    elif found.kappa > found.chance:
+    verdict: Verdict = "fail"
+    if found.kappa > found.chance:
         verdict, why = "pass", f"unrelated ones reach {found.chance:.3f} by chance"
+    elif reported is not None and now.value >= reported - _REPORT_MARGIN:
+        verdict, why = "pass", f"no better than chance, as its task report says ({now.name} {reported:.4f})"
+    elif found.chance >= 1:
+        verdict, why = "inconclusive", "so few cannot show that they are related; use a larger test set"
     else:
-        verdict = "fail"
-        why = f"unrelated ones reach {found.chance:.3f} by chance; are these the labels that the model was made for?"
-    reason = f"the original's answers agree with the labels with kappa {found.kappa:.3f} (n = {found.n}): {why}"
+        why = f"unrelated ones reach {found.chance:.3f} by chance; are these the labels that it was made for?"
+    reason = f"the original's answers agree with {found.n} labels with kappa {found.kappa:.3f}: {why}"
     return Gate("labels", found.kappa, min(found.chance, 1.0), "higher", verdict, reason)
 
 

@@ -25,6 +25,9 @@ from deploykit.evidence import Evidence, Gate, Metric, subject_of
 from deploykit.runtime.model_info import GRAPH
 from deploykit.tasks import Score
 
+TASK_REPORT = "task-report.json"
+"""What `finetune` writes beside the weights."""
+
 
 @dataclass(frozen=True)
 class Validate:
@@ -157,7 +160,17 @@ def _provider_gate(truth: Mapping[str, Any]) -> Gate:
 def _accuracy(case: Case) -> tuple[accuracy.Accuracy, Gate]:
     fields = (*case.task.fields, *case.model.task.fields)
     compared = accuracy.compare(case.first_score, case.score, case.truth, case.rows, fields)
-    return compared, accuracy.judge_labels(accuracy.relation(case.first_score, case.truth))
+    related = accuracy.relation(case.first_score, case.truth)
+    return compared, accuracy.judge_labels(related, case.first_score.metrics[0], _reported(case))
+
+
+def _reported(case: Case) -> float | None:
+    """Return the original's metric by its own task report, which a checkpoint that deploykit fine-tuned has."""
+    file = case.original.path / TASK_REPORT
+    if not file.is_file():
+        return None
+    values = {metric["name"]: metric["value"] for metric in artifact.read_json(file)["metrics"]}
+    return values.get(case.task.primary)
 
 
 def _accuracy_table(compared: accuracy.Accuracy, max_drop: float) -> dict[str, Any]:
