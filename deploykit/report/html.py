@@ -112,7 +112,7 @@ _FILTERS = {
     "before": before_of,
     "scenario_title": wording.scenario_title,
     "milliseconds": wording.milliseconds,
-    "per_second": wording.per_second,
+    "rows_per_second": wording.rows_per_second,
     "pace": wording.pace,
     "ratio": wording.ratio,
     "ratio_interval": lambda row: wording.interval(row["low"], row["high"], wording.ratio),

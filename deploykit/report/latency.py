@@ -17,6 +17,8 @@ from deploykit.report.ratio import percentile as percentile_of
 from deploykit.report.ratio import ratio_of_independent, ratio_of_interleaved, samples_needed
 from deploykit.report.settings import ReportSettings
 
+OFFLINE = "offline"
+"""Its samples are milliseconds a row, and throughput is what is judged."""
 PERCENTILES = (50, 90, 95, 99)
 Method = Literal["interleaved", "separate"]
 
@@ -66,7 +68,7 @@ def _compare(name: str, head: Side, base: Side, settings: ReportSettings) -> Sce
     measured = _measured(name, head, base)
     if isinstance(measured, str):
         return Scenario(name, (unknown(f"{name} latency", 1 + settings.max_slowdown, measured),), own=_own(name, head))
-    shown, judged = ((50,), (50,)) if name == "offline" else (PERCENTILES, settings.percentiles)
+    shown, judged = ((50,), (50,)) if name == OFFLINE else (PERCENTILES, settings.percentiles)
     compare = ratio_of_interleaved if measured.method == "interleaved" else ratio_of_independent
     ratios = {q: compare(measured.head, measured.base, q / 100) for q in sorted({*shown, *judged})}
     findings = tuple(_judge(name, q, ratios[q], measured, settings.max_slowdown) for q in judged)
@@ -96,12 +98,15 @@ def _conditions_differ(head: Piece, base: Piece) -> str:
         )
     if head.topic != base.topic:
         return "The two were measured on different texts, so their times cannot be compared."
-    changed = sorted(
-        key
-        for key in {*head.settings, *base.settings} - {"scenarios"}
-        if head.settings.get(key) != base.settings.get(key)
-    )
+    ours, theirs = (_load_of(piece) for piece in (head, base))
+    changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     return f"The two were measured with different settings ({', '.join(changed)})." if changed else ""
+
+
+def _load_of(piece: Piece) -> dict[str, Any]:
+    """Return the settings that decide what was asked of a model: not which scenarios, nor at which address."""
+    settings = piece.settings.get("settings", piece.settings)
+    return {name: value for name, value in settings.items() if name not in ("scenarios", "url")}
 
 
 def _own(name: str, head: Side) -> Mapping[str, Any]:
@@ -130,18 +135,22 @@ def _separate(name: str, piece: Piece, other: Piece) -> Measured | str:
 
 def _judge(name: str, percentile: int, found: Interval, measured: Measured, max_slowdown: float) -> Finding:
     verdict = within(found.low, found.high, 1 + max_slowdown)
-    what = "throughput" if name == "offline" else f"p{percentile}"
-    reason = f"{_numbers(percentile, found, measured)} {_because(percentile, found, measured, verdict, max_slowdown)}"
+    what = "throughput" if name == OFFLINE else f"p{percentile}"
+    reason = (
+        f"{_numbers(name, percentile, found, measured)} {_because(percentile, found, measured, verdict, max_slowdown)}"
+    )
     return Finding(
         Gate(f"{name} {what}", found.value, 1 + max_slowdown, "lower", verdict, reason), found.low, found.high
     )
 
 
-def _numbers(percentile: int, found: Interval, measured: Measured) -> str:
+def _numbers(name: str, percentile: int, found: Interval, measured: Measured) -> str:
     head, base = (percentile_of(samples_N, percentile / 100) for samples_N in (measured.head, measured.base))
-    times = f"{wording.milliseconds(head)} against {wording.milliseconds(base)}"
+    write = wording.rows_per_second if name == OFFLINE else wording.milliseconds
     ends = wording.pace_interval(found.low, found.high)
-    return f"{times}: {wording.pace(found.value)}{f' (95% interval: {ends})' if ends else ''}."
+    return (
+        f"{write(head)} against {write(base)}: {wording.pace(found.value)}{f' (95% interval: {ends})' if ends else ''}."
+    )
 
 
 def _because(percentile: int, found: Interval, measured: Measured, verdict: Verdict, max_slowdown: float) -> str:

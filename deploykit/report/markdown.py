@@ -110,7 +110,7 @@ def _sources(record: Record) -> list[str]:
             piece["digest"][:12],
             piece["subject"]["name"],
             piece["environment_key"],
-            piece["verdict"],
+            "measured" if piece["measure"] == "latency" else piece["verdict"],
         )
         for side in ("head", "baseline")
         for piece in record[side]["evidence"]

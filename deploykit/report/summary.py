@@ -44,8 +44,9 @@ def _latency(scenario: Record) -> list[Tile]:
     row = next((row for row in scenario["percentiles"] if row["percentile"] == 50), None)
     if row is None:
         return []
-    value, note = wording.milliseconds(row["head_ms"]), wording.pace(row["ratio"])
-    return [_tile(f"{scenario['scenario']}, median", value, note, row["verdict"])]
+    name = scenario["scenario"]
+    write = wording.rows_per_second if name == "offline" else wording.milliseconds
+    return [_tile(f"{name}, median", write(row["head_ms"]), wording.pace(row["ratio"]), row["verdict"])]
 
 
 def _accuracy(quality: Record) -> Tile:

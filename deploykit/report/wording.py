@@ -46,9 +46,9 @@ def milliseconds(value: float | None) -> str:
     return f"{_three_digits(value / 1000)} s" if value >= 1000 else f"{_three_digits(value)} ms"
 
 
-def per_second(value: float | None) -> str:
-    """Write a throughput."""
-    return UNKNOWN if value is None else f"{_three_digits(value)}/s"
+def rows_per_second(ms_a_row: float | None) -> str:
+    """Write a throughput from the milliseconds that a row takes."""
+    return UNKNOWN if not ms_a_row else f"{_three_digits(1000 / ms_a_row)} rows/s"
 
 
 def size(num_bytes: float | None) -> str:

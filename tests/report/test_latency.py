@@ -69,6 +69,27 @@ def test_other_settings_are_inconclusive_and_named(tmp_path):
     assert "(threads)" in scenario.findings[0].gate.reason
 
 
+def test_the_address_and_the_other_scenarios_are_no_other_settings(tmp_path):
+    for side, url in (("head", "http://a:1"), ("base", "http://b:2")):
+        asked = {"rows": 10, "scenarios": ["single"] if side == "head" else None}
+        seal(tmp_path / side / "latency", *latency(model(side), latencies(1)), url=url, settings=asked)
+    sides = collect(tmp_path / "head", "head"), collect(tmp_path / "base", "baseline")
+    assert verdicts(compare_latency(*sides, ReportSettings())) == ["pass", "pass"]
+
+
+def test_offline_is_judged_by_its_throughput(tmp_path):
+    found, arrays = latency(HEAD, latencies(0.5, n=40, seed=1), latencies(1, n=40), reference=BASE)
+    found.details["scenarios"]["offline"] = found.details["scenarios"].pop("single")
+    renamed = {name.replace("single", "offline"): values for name, values in arrays.items()}
+    seal(tmp_path / "head" / "latency", found, renamed)
+    seal(tmp_path / "base" / "validation", *validation(BASE, 0.9))
+    sides = collect(tmp_path / "head", "head"), collect(tmp_path / "base", "baseline")
+    (scenario,) = compare_latency(*sides, ReportSettings())
+    (finding,) = scenario.findings
+    assert (finding.gate.name, finding.gate.verdict) == ("offline throughput", "pass")
+    assert "rows/s against 1," in finding.gate.reason or "rows/s against 9" in finding.gate.reason
+
+
 def interleaved(tmp_path, head, against, reference=BASE):
     """The head measured in turn with `against`; the baseline has no latency of its own, on another machine."""
     seal(tmp_path / "head" / "latency", *latency(HEAD, head, against, reference=reference))
