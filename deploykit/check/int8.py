@@ -28,7 +28,6 @@ from torch import nn
 from deploykit.check.parity import Outputs, Parity, compare
 from deploykit.checkpoint import Checkpoint, Quantization
 from deploykit.compress.fake_quant import dynamic_linear, fake_quantize, quantized_names, weights_quantized
-from deploykit.compress.first_token import keep_first_token
 from deploykit.errors import ArtifactError
 from deploykit.runtime.batching import pad
 from deploykit.runtime.model import Model
@@ -59,7 +58,6 @@ class _Product:
 def quantized_reference(source: Checkpoint, quantization: Quantization) -> Checkpoint:
     """Copy a checkpoint's model as the exported graph computes it: weights and activations in int8."""
     model = copy.deepcopy(source.model)
-    keep_first_token(model)
     fake_quantize(model, quantization)
     return replace(source, model=model)
 
