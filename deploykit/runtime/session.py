@@ -25,8 +25,8 @@ EXECUTION_PROVIDERS = {
 }
 
 _SLOWER_ON_CPU = "SkipLayerNormFusion"
-"""On the CPU, SkipLayerNormalization takes three times as long as the Add and LayerNormalization that it replaces
-(onnxruntime 1.31; measured by benchmarks/export_variants.py)."""
+"""On the CPU, SkipLayerNormalization is slower than the Add and LayerNormalization that it replaces (onnxruntime 1.31;
+measured by benchmarks/export_variants.py). Graphs whose shapes ONNX Runtime cannot infer escape the fusion anyway."""
 _CACHE_PATHS = ("trt_engine_cache_path", "trt_timing_cache_path")
 
 _FATAL = 4
