@@ -229,7 +229,7 @@ def _fetch(name: str) -> Path:
 def _config(path: Path) -> PretrainedConfig:
     artifact.read_json(path / "config.json", CheckpointError)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except (ValueError, TypeError, KeyError, OSError) as cause:
         raise CheckpointError(
             path / "config.json",
@@ -378,7 +378,9 @@ def _filled(
     """Build the model and fill it; return it with the missing, unexpected and misshapen tensors' names."""
     auto = getattr(transformers, task_named(spec.task).auto_class)
     config._attn_implementation = "eager"
-    transformers.logging.disable_progress_bar()  # it draws on anything, terminal or not
+    quiet: Any = transformers.logging  # has no types
+    quiet.disable_progress_bar()  # it draws on anything, terminal or not
+    quiet.set_verbosity_error()  # what is missing or left over is ours to tell
     if spec.structure is None:
         # the Auto classes insist on a path where the classes that they pick take the tensors alone
         model, info = auto._model_mapping[type(config)].from_pretrained(
@@ -419,7 +421,7 @@ def _in_backbone(model: PreTrainedModel, names: set[str]) -> set[str]:
 
 
 def _checkpoint(path: Path, model: PreTrainedModel, spec: Spec) -> Checkpoint:
-    model.eval()
+    model.train(mode=False)
     tokenizer = Tokenizer.open(_tokenizer_file(path).parent, max_length=spec.max_length, pad_id=spec.pad_id)
     spare = model.config.vocab_size - tokenizer.vocab_size
     if not 0 <= spare < _PADDED_ROWS:
@@ -429,5 +431,6 @@ def _checkpoint(path: Path, model: PreTrainedModel, spec: Spec) -> Checkpoint:
             found=f"one of {tokenizer.vocab_size}",
             next_step="use the tokenizer that the model was trained with",
         )
-    labels = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
+    names: Any = model.config.id2label  # int to str, once transformers has read it
+    labels = tuple(names[index] for index in range(len(names)))
     return Checkpoint(path, model, tokenizer, labels, spec)

@@ -4,21 +4,23 @@
     OUT/compressed   after the recipe's stages (with `compress`)
     OUT/model        the exported model
     OUT/validation   its evidence
-    OUT/original     the checkpoint before compression: exported in fp32, validated
-    OUT/bench        latency evidence, measured in turn with the original
+    OUT/original     the checkpoint before compression: exported in fp32, validated, packaged and served likewise
     OUT/bento        the package (with `package`)
+    OUT/bench        latency evidence, measured in turn with the original
+    OUT/bench-server the same for the served package (with the scenario `server`)
     OUT/report       the regression report (with `report`)
 
 A finished step is found again by its origin, so a stopped run goes on where it was.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploykit import commands, evidence
+from deploykit import artifact, commands, evidence
 from deploykit.artifact import Artifact
+from deploykit.check.bench import Scenario
 from deploykit.check.validate import Validate
 from deploykit.checkpoint import open_checkpoint
 from deploykit.data import open_dataset
@@ -27,8 +29,11 @@ from deploykit.evidence import Evidence, Verdict
 from deploykit.export.export import Export
 from deploykit.recipe import ORIGINAL, Pipeline
 from deploykit.report import Report
+from deploykit.serve import started
 
 Say = Callable[[str], None]
+LOCAL: tuple[Scenario, ...] = ("single", "offline")
+SERVER: Scenario = "server"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Line:
     validation: Evidence
     bento: Artifact | None
     latency: Evidence | None
+    served: Evidence | None
     report: Report | None
 
     @property
@@ -62,10 +68,13 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
     model = steps.model(compressed)
     validation = steps.validation(model, original, compressed)
     _require_pass(validation, out / "validation")
-    bento = steps.bento(model)
+    bento = steps.bento(model, out)
     baseline = steps.original_model(original) if pipeline.bench or pipeline.report else None
     latency = steps.latency(model, baseline)
-    return Line(original, model, validation, bento, latency, steps.report())
+    served = steps.served(bento, out)
+    if served is not None and baseline is not None:
+        steps.served(steps.bento(baseline, out / ORIGINAL), out / ORIGINAL)
+    return Line(original, model, validation, bento, latency, served, steps.report())
 
 
 @dataclass(frozen=True)
@@ -117,27 +126,44 @@ class _Steps:
         self._validated(model, original, original, self.pipeline.validate, folder / "validation")
         return model
 
-    def bento(self, model: Artifact) -> Artifact | None:
+    def bento(self, model: Artifact, folder: Path) -> Artifact | None:
         package = self.pipeline.package
         if package is None:
             return None
         self.say(f"package: {package.name}")
-        return self._told(
-            commands.package(
-                model.path, package.name, proof=self.out / "validation", out=self.out / "bento", force=self.force
+        proof, out = folder / "validation", folder / "bento"
+        return self._told(commands.package(model.path, package.name, proof=proof, out=out, force=self.force))
+
+    def latency(self, model: Artifact, baseline: Artifact | None) -> Evidence | None:
+        """Measure the model in turn with the original; `server` is measured apart, see `served`."""
+        bench = self.pipeline.bench
+        scenarios = tuple(name for name in (bench.scenarios or LOCAL) if name != SERVER) if bench else ()
+        if bench is None or not scenarios:
+            return None
+        self.say(f"bench: {', '.join(scenarios)}, in turn with the original")
+        return self._judged(
+            commands.bench(
+                str(model.path),
+                replace(bench, scenarios=scenarios),
+                data=self.pipeline.data,
+                out=self.out / "bench",
+                against=baseline.path if baseline else None,
+                force=self.force,
             )
         )
 
-    def latency(self, model: Artifact, baseline: Artifact | None) -> Evidence | None:
+    def served(self, bento: Artifact | None, folder: Path) -> Evidence | None:
+        """Serve a Bento and measure it, where the pipeline asks for it."""
         bench = self.pipeline.bench
-        if bench is None:
+        if bento is None or bench is None or SERVER not in (bench.scenarios or ()):
             return None
-        self.say(f"bench: {', '.join(bench.scenarios)}, in turn with the original")
-        against = baseline.path if baseline else None
-        made = commands.bench(
-            str(model.path), bench, data=self.pipeline.data, out=self.out / "bench", against=against, force=self.force
-        )
-        return self._judged(made)
+        out = folder / "bench-server"
+        self.say(f"bench: {bento.path} served, requests at random times")
+        if artifact.is_sealed(out) and not self.force:
+            return self._judged(artifact.read(out))
+        with started(bento.path) as url:
+            settings = replace(bench, scenarios=(SERVER,))
+            return self._judged(commands.bench(url, settings, data=self.pipeline.data, out=out, force=self.force))
 
     def report(self) -> Report | None:
         settings = self.pipeline.report

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
 from deploykit import settings
 from deploykit.check.bench import Bench
 from deploykit.check.validate import Validate

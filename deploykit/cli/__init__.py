@@ -5,9 +5,9 @@ import sys
 import traceback
 from types import FrameType
 
-import click
+import typer
 
-from deploykit.errors import DeploykitError, resources_mapped
+from deploykit.errors import DeploykitError, UsageError, resources_mapped
 
 TRACEBACK = "--traceback"
 BUG = 70
@@ -24,9 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _told("interrupted", 128 + signal.SIGINT, show_traceback=show_traceback)
     except DeploykitError as error:
         return _told(str(error), error.exit_code, show_traceback=show_traceback)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except typer.TyperException as error:
+        print(f"deploykit: {error}; see `deploykit --help`", file=sys.stderr)
+        return UsageError.exit_code
     except Exception as error:  # noqa: BLE001 - the last edge: whatever is left is our bug
         text = f"a bug in deploykit: {type(error).__name__}: {error}; run again with {TRACEBACK} and report it"
         return _told(" ".join(text.split()), BUG, show_traceback=show_traceback)

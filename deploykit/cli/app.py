@@ -187,20 +187,22 @@ def run(
     json: Json = False,
 ) -> int:
     """Do the whole line, resuming where it was stopped."""
+    from deploykit.cli import line_output
     from deploykit.pipeline import run_pipeline
     from deploykit.recipe import load_pipeline
 
-    made = run_pipeline(load_pipeline(pipeline, assign or ()), out, force=force, say=_say)
-    return emit(made.result, made.shown, as_json=json)
+    line = run_pipeline(load_pipeline(pipeline, assign or ()), out, force=force, say=_say)
+    return emit(line_output.result_of(line), line_output.tables(line, out), as_json=json)
 
 
 @app.command()
 def demo(out: Out = Path("demo-run"), force: Force = False, json: Json = False) -> int:
     """Do the main job on the shipped data, from fine-tuning to a served, measured model."""
+    from deploykit.cli import line_output
     from deploykit.demo import demo as run_demo
 
-    made = run_demo(out, force=force, say=_say)
-    return emit(made.result, made.shown, as_json=json)
+    line = run_demo(out, force=force, say=_say)
+    return emit(line_output.result_of(line), line_output.tables(line, out), as_json=json)
 
 
 @app.command()

@@ -58,7 +58,7 @@ def test_what_a_command_raises_becomes_its_exit_code(monkeypatch, tmp_path, rais
 
     monkeypatch.setattr(commands, "inspect", fail)
     assert run("inspect", tmp_path) == code
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err.count("\n") <= 1
 
 
 def test_every_exit_code_of_the_table_has_an_error():
