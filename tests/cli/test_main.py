@@ -103,8 +103,10 @@ def test_an_existing_output_is_refused_unless_forced(bert, tmp_path):
     assert run("export", bert, "--out", tmp_path / "out", "--precision", "int8", "--force") == 0
 
 
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "sklearn", "scipy", "bentoml")
+
+
 def test_the_command_line_loads_nothing_heavy():
-    code = "import sys, deploykit.cli.app, deploykit.commands; print([m for m in ('torch', 'transformers', 'onnx', " \
-           "'onnxruntime', 'sklearn', 'scipy', 'bentoml') if m in sys.modules])"  # fmt: skip
+    code = f"import sys, deploykit.cli.app, deploykit.commands; print([m for m in {HEAVY} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
