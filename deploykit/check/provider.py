@@ -14,7 +14,8 @@ from typing import Any
 from deploykit.runtime import model_info
 from deploykit.runtime.model import Model, Row
 from deploykit.runtime.session import EXECUTION_PROVIDERS, open_session
-from deploykit.runtime.tokenizer import Tokenizer
+from deploykit.runtime.tasks import decoder_of
+from deploykit.runtime.tokenizer import Encoding, Tokenizer
 
 _HEAVY = (
     "Attention",
@@ -53,7 +54,14 @@ class Placement:
 
 
 def provider_truth(model: Path, rows: Sequence[Row]) -> dict[str, Any]:
-    """Profile an exported model on a batch of rows.
+    """Profile an exported model on a batch of rows; see `encoded_truth`."""
+    info = model_info.read(model)
+    tokenizer = Tokenizer.open(model, max_length=info.max_length, pad_id=info.pad_id)
+    return encoded_truth(model, decoder_of(info.task).encode(tokenizer, rows[:_ROWS]))
+
+
+def encoded_truth(model: Path, encodings: Sequence[Encoding]) -> dict[str, Any]:
+    """Profile an exported model on a batch of encoded rows.
 
     Returns:
         The fields of `Placement`, the `provider` asked for, the `fusions` that export found, and `ok`: every heavy
@@ -71,8 +79,7 @@ def provider_truth(model: Path, rows: Sequence[Row]) -> dict[str, Any]:
             options=info.provider_options,
             profile=Path(folder) / "profile",
         )
-        opened = Model(info, tokenizer, session)
-        opened.run(opened.encode(rows[:_ROWS]))
+        Model(info, tokenizer, session).run(encodings[:_ROWS])
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     found = placement(events, EXECUTION_PROVIDERS[info.provider])
     ok = found.heavy > 0 and not found.misplaced

@@ -18,7 +18,7 @@ from deploykit.artifact import Artifact, Kind, Node
 from deploykit.check import accuracy, outputs
 from deploykit.check.case import Case, opened
 from deploykit.check.parity import TOLERANCES
-from deploykit.check.provider import provider_truth
+from deploykit.check.provider import encoded_truth
 from deploykit.checkpoint import num_parameters
 from deploykit.compress import waterfall
 from deploykit.evidence import Evidence, Gate, Metric, subject_of
@@ -64,7 +64,7 @@ class Validate:
         own, original_parts = _parity(case, self.against_original)
         invariance, invariance_gates = _invariance(case, own.unit, self.invariance_rows)
         compared, labels_gate = _accuracy(case)
-        truth = provider_truth(case.exported.path, case.rows)
+        truth = encoded_truth(case.exported.path, case.encodings)
         time_share = truth.pop("time_share")
         parts = [*own.parts, *original_parts]
         accuracy_gate = accuracy.judge(compared, self.max_drop, require_significance=self.require_significance)
