@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_what_stood_there(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ResourceError, match="free some space"):
         seal(tmp_path, "other")
     assert not (tmp_path / "other").exists()

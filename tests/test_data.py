@@ -9,7 +9,7 @@ from pyarrow import parquet
 from deploykit import data
 from deploykit.errors import DataError
 
-ROWS = [{"text": "a, \"b\"", "label": "x"}, {"text": "ü\u2028c", "label": "y"}]
+ROWS = [{"text": 'a, "b"', "label": "x"}, {"text": "ü\u2028c", "label": "y"}]
 
 
 def write_jsonl(folder):

@@ -1,6 +1,6 @@
 """The README says what is there: its file tree is made of the files' own first lines.
 
-    python -m tests.test_readme     writes the tree anew
+python -m tests.test_readme     writes the tree anew
 """
 
 import ast

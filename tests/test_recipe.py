@@ -1,6 +1,7 @@
 """Recipes and pipelines: every mistake is told with file, line and field, before anything starts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,14 +39,14 @@ def written(tmp_path: Path, pipeline: str = PIPELINE, stages: str = RECIPE) -> P
 
 def test_the_recipe_of_the_design_is_read(tmp_path):
     written(tmp_path)
-    stages = recipe.load_recipe(tmp_path / "recipe.yaml")
+    stages: Any = recipe.load_recipe(tmp_path / "recipe.yaml")
     assert [stage.verb for stage in stages] == ["distil", "prune", "quantize"]
     assert stages[0].temperature == 2.0
     assert (stages[1].heads, stages[1].ffn) == (0.25, 0.5)
 
 
 def test_the_pipeline_of_the_design_is_read(tmp_path):
-    pipeline = recipe.load_pipeline(written(tmp_path))
+    pipeline: Any = recipe.load_pipeline(written(tmp_path))
     assert pipeline.data == str(tmp_path / "reviews")
     assert pipeline.base == "sentence-transformers/all-MiniLM-L6-v2"
     assert pipeline.finetune.learning_rate == 1e-4
@@ -118,7 +119,8 @@ def test_inline_stages_are_read_and_located(tmp_path):
 
 def test_set_overrides_a_field_and_is_checked_alike(tmp_path):
     file = written(tmp_path)
-    assert recipe.load_pipeline(file, ["finetune.epochs=7"]).finetune.epochs == 7
+    changed: Any = recipe.load_pipeline(file, ["finetune.epochs=7"])
+    assert changed.finetune.epochs == 7
     assert recipe.load_pipeline(file, ["validate.max_drop=2e-2"]).validate.max_drop == 0.02
     with pytest.raises(RecipeError, match="unknown key 'epoch'"):
         recipe.load_pipeline(file, ["finetune.epoch=7"])

@@ -24,6 +24,7 @@ class Write:
     error: str = ""
 
     def __call__(self, *sources: Artifact, scratch: Path) -> dict[str, object]:
+        assert sources
         (scratch / "text").write_text(self.text)
         if self.error == "data":
             raise DataError("row 1", expected="x", found="y", next_step="z")

@@ -1,7 +1,7 @@
 """The demo: real MiniLM-L6 weights, the shipped sentences, the whole line, and a served model that answers.
 
-    pipeline.yaml      the line, as a user would write it
-    review_sentiment/  the sentences, with their licence
+pipeline.yaml      the line, as a user would write it
+review_sentiment/  the sentences, with their licence
 """
 
 import dataclasses
