@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from deploykit import artifact, checkpoint, stage
 from deploykit.artifact import Artifact
 from deploykit.data import read_split
 from deploykit.export.export import Export
+from deploykit.runtime.model_info import Precision
 from deploykit.runtime.token_classification import word_rows
 from tests.models import make_checkpoint, make_dataset
 
@@ -22,7 +24,7 @@ ROWS = 120
 
 
 def make_known(folder: Path, task: str = "text-classification", family: str = "bert") -> tuple[Artifact, Artifact]:
-    """Make a checkpoint, and a data set labelled by its answers; a third of the classifications are clear."""
+    """Make a checkpoint, and a data set labelled by its answers."""
     source = make_checkpoint(folder / "model", task=task, family=family, seed=1)
     data = make_dataset(folder / "data", task=task, rows=ROWS)
     if task == "text-classification":
@@ -32,13 +34,14 @@ def make_known(folder: Path, task: str = "text-classification", family: str = "b
 
 
 def balance(source: Path, data: Path) -> None:
-    """Shift the head's bias so that half of the rows get each label, and widen the logits."""
+    """Shift the head's bias so that half of the rows get each label."""
     loaded = checkpoint.load(artifact.adopt(source, "checkpoint"))
     rows = read_split(data, "test").rows
     logits = np.stack(checkpoint.logits(loaded, loaded.tokenizer.encode([row["text"] for row in rows])))
     tensors = load_file(source / "model.safetensors")
     shift = torch.tensor([0.0, float(np.median(logits[:, 1] - logits[:, 0]))])
-    tensors["classifier.bias"] = tensors["classifier.bias"] - shift
+    bias = next(name for name in ("classifier.bias", "classifier.out_proj.bias") if name in tensors)
+    tensors[bias] = tensors[bias] - shift
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
 
 
@@ -57,11 +60,11 @@ def label_by(source: Path, data: Path, task: str) -> None:
     write_rows(data, rows)
 
 
-def write_rows(data: Path, rows: list) -> None:
+def write_rows(data: Path, rows: list[dict[str, Any]]) -> None:
     (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def exported(source: Artifact, out: Path, precision: str = "fp32") -> Artifact:
+def exported(source: Artifact, out: Path, precision: Precision = "fp32") -> Artifact:
     return stage.run(Export(precision=precision), source, out=out)
 
 
