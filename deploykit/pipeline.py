@@ -162,7 +162,7 @@ class _Steps:
         if artifact.is_sealed(out) and not self.force:
             return self._judged(artifact.read(out))
         with started(bento.path) as url:
-            settings = replace(bench, scenarios=(SERVER,))
+            settings = replace(bench, scenarios=(SERVER,), threads=None)  # the server sets its own
             return self._judged(commands.bench(url, settings, data=self.pipeline.data, out=out, force=self.force))
 
     def report(self) -> Report | None:
