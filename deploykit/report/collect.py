@@ -79,7 +79,7 @@ def collect(root: Path, role: Role) -> Side:
 
     Raises:
         ArtifactError: `root` is no folder, or a piece of evidence is changed or broken.
-        UsageError: two pieces of the same depth speak of the same thing.
+        UsageError: two pieces of the same depth speak of the same thing, or they speak of two models.
     """
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
@@ -96,6 +96,7 @@ def collect(root: Path, role: Role) -> Side:
             if not kept or (piece.evidence.subject.digest in models and not taken & set(_topics(piece)))
         ]
         kept += _distinct(new, root, role)
+    _require_one_model(kept, root, role)
     return Side(role, root, tuple(kept))
 
 
@@ -157,6 +158,18 @@ def _distinct(level: list[Piece], root: Path, role: Role) -> list[Piece]:
                 )
             seen[topic] = piece
     return pieces
+
+
+def _require_one_model(pieces: list[Piece], root: Path, role: Role) -> None:
+    """Refuse the accuracy of one model beside the speed of another; a served one has an identity of its own."""
+    models = {piece.evidence.subject.digest: piece for piece in pieces if piece.evidence.subject.kind == "onnx"}
+    if len(models) > 1:
+        raise UsageError(
+            root,
+            expected=f"evidence on one model for the {role}",
+            found=" and ".join(f"{digest[:12]} in {piece.path}" for digest, piece in models.items()),
+            next_step="name the folder of one model",
+        )
 
 
 def _topics(piece: Piece) -> list[tuple[str, ...]]:

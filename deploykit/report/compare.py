@@ -50,7 +50,12 @@ def compare_size(head: Side, base: Side, settings: ReportSettings) -> Finding:
     numbers = f"{wording.size(after)} against {wording.size(before)}: {wording.growth(ratio)}."
     return Finding(
         Gate(
-            "size", ratio, budget, "lower", verdict, f"{numbers} {side} the budget of {settings.max_growth:.0%} larger."
+            "size",
+            ratio,
+            budget,
+            "lower",
+            verdict,
+            f"{numbers} {side} the budget of {wording.percent(settings.max_growth)} larger.",
         )
     )
 

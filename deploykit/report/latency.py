@@ -154,12 +154,14 @@ def _numbers(name: str, percentile: int, found: Interval, measured: Measured) ->
 
 
 def _because(percentile: int, found: Interval, measured: Measured, verdict: Verdict, max_slowdown: float) -> str:
-    budget = f"the budget of {max_slowdown:.0%} slower"
+    budget = f"the budget of {wording.percent(max_slowdown)} slower"
     if verdict == "pass":
         return f"Within {budget}."
     if verdict == "fail":
         return f"Beyond {budget}."
     size, needed = min(len(measured.head), len(measured.base)), samples_needed(percentile / 100)
+    if found.high is None and size >= needed:
+        return "Too many requests were never answered by either."
     if found.high is None:
         return f"{size} samples cannot bound this percentile; {needed} are needed."
     return f"The interval reaches across {budget}: more samples, or a quieter machine, are needed to tell."

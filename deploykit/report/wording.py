@@ -91,6 +91,11 @@ def share(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.1%}"
 
 
+def percent(value: float) -> str:
+    """Write a budget as it was given: 5%, 2.5%."""
+    return f"{value * 100:g}%"
+
+
 def interval(low: float | None, high: float | None, write: Any) -> str:
     """Write an interval with `write`, or nothing where one end is unknown."""
     return "" if low is None or high is None else f"{write(low)} to {write(high)}"

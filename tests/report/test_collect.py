@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -97,3 +98,17 @@ def test_the_nearest_evidence_on_a_thing_counts(tmp_path):
     near = seal(tmp_path / "latency", *latency(HEAD, latencies(1)))
     seal(tmp_path / "old" / "latency", *latency(HEAD, latencies(2)))
     assert [piece.path for piece in collect(tmp_path, "head").latencies] == [near]
+
+
+def test_the_accuracy_of_one_model_beside_the_speed_of_another_is_refused(tmp_path):
+    seal(tmp_path / "validation", *validation(HEAD, 0.9))
+    seal(tmp_path / "latency", *latency(model("other"), latencies(1)))
+    with pytest.raises(UsageError, match=r"one model.*validation|one model.*latency"):
+        collect(tmp_path, "head")
+
+
+def test_a_served_model_has_an_identity_of_its_own(tmp_path):
+    served = dataclasses.replace(model("bento"), kind="bento")
+    seal(tmp_path / "validation", *validation(HEAD, 0.9))
+    seal(tmp_path / "latency", *latency(served, latencies(1)))
+    assert len(collect(tmp_path, "head").pieces) == 2

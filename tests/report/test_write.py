@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import math
@@ -222,3 +223,14 @@ def test_a_head_that_drops_requests_is_reported_in_words(tmp_path, share):
     for name in names(tmp_path / "report"):
         assert "inf " not in read(tmp_path, name)
         assert "nan" not in read(tmp_path, name)
+
+
+def test_a_run_folder_is_compared_with_the_original_inside_it(tmp_path):
+    head, base = model("model"), dataclasses.replace(model("original model"), name="model")
+    seal(tmp_path / "run" / "validation", *validation(head, 0.905))
+    seal(tmp_path / "run" / "bench", *latency(head, latencies(1, seed=1), latencies(6), reference=base))
+    seal(tmp_path / "run" / "original" / "validation", *validation(base, 0.91))
+    run = tmp_path / "run"
+    made = report(run, run / "original", run / "report", ReportSettings())
+    assert made.verdict == "pass"
+    assert json.loads((run / "report" / "report.json").read_text())["baseline"]["name"] == "original"
