@@ -2,8 +2,8 @@
 
 One DynamicQuantizeLinear (uint8, one scale for the whole tensor) serves every product that reads the same tensor;
 MatMulIntegerToFloat multiplies by int8 weights of one scale per output, scales back and adds the bias. These are the
-quantization points of `compress.fake_quant`, so each product has an exact reference. To measure it beside one matrix for
-query, key and value, QAttention and MatMulNBits: benchmarks/export_variants.py.
+quantization points of `compress.fake_quant`, so each product has an exact reference. To measure it beside one matrix
+for query, key and value, QAttention and MatMulNBits: benchmarks/export_variants.py.
 """
 
 from typing import cast

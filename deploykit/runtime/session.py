@@ -25,8 +25,8 @@ EXECUTION_PROVIDERS = {
 }
 
 _SLOWER_ON_CPU = "SkipLayerNormFusion"
-"""On the CPU, SkipLayerNormalization is slower than the Add and LayerNormalization that it replaces (onnxruntime 1.31 on
-an AVX2 processor; to measure: benchmarks/export_variants.py). Graphs whose shapes ONNX Runtime cannot infer escape the fusion anyway."""
+"""On the CPU, SkipLayerNormalization is slower than the Add and LayerNormalization that it replaces (onnxruntime 1.31,
+AVX2; to measure: benchmarks/export_variants.py). Graphs whose shapes ONNX Runtime cannot infer escape it anyway."""
 _CACHE_PATHS = ("trt_engine_cache_path", "trt_timing_cache_path")
 
 _FATAL = 4
