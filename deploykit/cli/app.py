@@ -167,13 +167,17 @@ def report(
     head: Path,
     baseline: Annotated[Path, typer.Option("--baseline", help="The folder of evidence to compare with.")],
     out: Out,
+    max_slowdown: Annotated[float | None, typer.Option(help="How much longer it may take, as a share.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="How much of the metric may be lost.")] = None,
+    max_growth: Annotated[float | None, typer.Option(help="How much larger the model may be, as a share.")] = None,
     force: Force = False,
     json: Json = False,
 ) -> int:
     """Compare evidence with evidence: report.html, report.md, report.json."""
     from deploykit.report import ReportSettings
 
-    made = commands.report(head, ReportSettings(), baseline=baseline, out=out, force=force)
+    given = {"max_slowdown": max_slowdown, "max_drop": max_drop, "max_growth": max_growth}
+    made = commands.report(head, _settings(ReportSettings, given), baseline=baseline, out=out, force=force)
     result = Result(str(out), verdict=made.verdict, metrics=tuple(made.metrics), warnings=tuple(made.warnings))
     return emit(result, [output.gates_table(made.gates)], as_json=json)
 
@@ -256,7 +260,7 @@ def _settings(cls: Any, given: dict[str, Any]) -> Any:
 
 
 def _say(line: str) -> None:
-    progress.print(line, markup=False)
+    progress.print(line, markup=False, soft_wrap=True)
 
 
 def _say_row(row: Any) -> None:
