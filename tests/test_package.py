@@ -162,7 +162,7 @@ def test_changed_evidence_is_refused(onnx_model: Artifact, proof: Artifact, tmp_
 
 
 def test_missing_evidence_is_refused(onnx_model: Artifact, tmp_path: Path):
-    with pytest.raises(ArtifactError, match="no such folder"):
+    with pytest.raises(UnprovenModel, match="found none"):
         commands.package(onnx_model.path, "reviews", proof=tmp_path / "none", out=tmp_path / "bento")
     assert not list(tmp_path.iterdir())
 
