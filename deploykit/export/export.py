@@ -17,6 +17,7 @@ from deploykit.checkpoint import Checkpoint, Quantization, input_names
 from deploykit.compress.fake_quant import decide
 from deploykit.compress.first_token import keep_first_token
 from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
+from deploykit.evidence import Metric
 from deploykit.export import fuse, lower_int8, operators
 from deploykit.export.provider_options import Limits, provider_options
 from deploykit.export.trace import OUTPUT, trace
@@ -68,7 +69,13 @@ class Export:
         fusions = {"found": {name: found[name] for name in expected}, "layers": len(families.layer_list(source.model))}
         model_info.write(replace(info, fusions=fusions), scratch)
         checkpoint.save_tokenizer(source, scratch)
-        return {"precision": precision, "operators": found, "warnings": _unusable(scratch, info)}
+        size = sum(file.stat().st_size for file in scratch.glob(f"{model_info.GRAPH}*"))
+        return {
+            "metrics": [asdict(Metric("size_bytes", size, "bytes", "lower"))],
+            "precision": precision,
+            "operators": found,
+            "warnings": _unusable(scratch, info),
+        }
 
     def _precision_for(self, source: Checkpoint) -> str:
         if self.precision is not None:
