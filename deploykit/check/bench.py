@@ -56,7 +56,7 @@ class Bench:
     rate_per_s: float = 20.0
     """server: requests that arrive in a second, on average."""
     seconds: float = 60.0
-    """A scenario ends after so long, whatever it has."""
+    """A scenario ends after so long; a closed loop has at least six samples by then, the least that bound a median."""
     threads: int | None = None
     """Of a local model; every core that the process may use if not given."""
     seed: int = 0

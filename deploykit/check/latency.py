@@ -24,6 +24,8 @@ Call = Callable[[int], object]
 Milliseconds = NDArray[np.float64]
 
 PERCENTILES = (50, 90, 95, 99)
+LEAST_ROUNDS = 6
+"""Fewer samples cannot bound a median on both sides: all six lie above it once in 64 times."""
 NULL = "null"
 """The name of the system that does nothing: what it takes is the harness's own cost."""
 
@@ -36,7 +38,7 @@ class Rounds:
     warm_up: int
     """Rounds before the first that counts."""
     seconds: float
-    """No round starts later than this after the first that counts; at least one is run."""
+    """No round starts later than this after the first that counts, but for the first `LEAST_ROUNDS`."""
     seed: int = 0
 
 
@@ -69,7 +71,7 @@ def interleaved(
     samples: dict[str, list[float]] = {name: [] for name in names}
     first = clock()
     for index in range(rounds.count):
-        if index and clock() - first > rounds.seconds:
+        if index >= LEAST_ROUNDS and clock() - first > rounds.seconds:
             break
         for name in generator.permutation(names).tolist():
             started = clock()

@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from deploykit import checkpoint as checkpoints
 from deploykit import families
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
-from deploykit.compress.labelled import read_labelled, require_float
+from deploykit.compress.source import load_float
 from deploykit.errors import UsageError
 from deploykit.families import Structure
+from deploykit.train.labelled import read_labelled
 from deploykit.train.loop import Training
 
 
@@ -72,8 +72,7 @@ class Distil:
             UsageError: the teacher has fewer layers, or is quantized.
         """
         source, data = sources
-        teacher = checkpoints.load(source)
-        require_float(teacher, self.verb)
+        teacher = load_float(source, self.verb)
         depth = len(families.blocks(teacher.model))
         self._require_depth(depth)
         train_rows = read_labelled(teacher, data, "train").trainable().sample(self.max_train_samples, self.seed)

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, input_names
-from deploykit.compress.labelled import Labelled, score
 from deploykit.compress.losses import hidden_loss, soft_label_loss
 from deploykit.compress.teacher import TeacherOutputs, teacher_outputs
 from deploykit.tasks.task import IGNORED
 from deploykit.train.batch import LABELS, Batch, Example, examples_of
+from deploykit.train.labelled import Labelled, score
 from deploykit.train.loop import History, Training, train
 
 _TEACHER_LOGITS = "teacher_logits"

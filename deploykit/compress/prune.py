@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from deploykit import checkpoint as checkpoints
 from deploykit import families
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint, input_names
 from deploykit.compress import waterfall
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
 from deploykit.compress.fisher import Importance, importance
-from deploykit.compress.labelled import Labelled, read_labelled, require_float
 from deploykit.compress.slicing import require_reachable, select, slice_parts
+from deploykit.compress.source import load_float
 from deploykit.runtime.batching import length_sorted_batches
 from deploykit.tasks.task import IGNORED
 from deploykit.train.batch import LABELS, Batch, collate, examples_of
+from deploykit.train.labelled import Labelled, read_labelled
 from deploykit.train.loop import Training
 
 
@@ -83,8 +83,7 @@ class Prune:
             UsageError: a share cannot be reached, or the checkpoint is quantized.
         """
         source, data = sources
-        before = checkpoints.load(source)
-        require_float(before, self.verb)
+        before = load_float(source, self.verb)
         self._require_reachable(before.model)
         rows = read_labelled(before, data, "train").trainable()
         validation = read_labelled(before, data, "validation")

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from deploykit import checkpoint as checkpoints
 from deploykit.artifact import Artifact, Kind
 from deploykit.compress import waterfall
 from deploykit.compress.fake_quant import decide
-from deploykit.compress.labelled import read_labelled, require_float
+from deploykit.compress.source import load_float
+from deploykit.train.labelled import read_labelled
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Quantize:
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write the same weights with the decision in `deploykit.json`."""
         source, data = sources
-        before = checkpoints.load(source)
-        require_float(before, self.verb)
+        before = load_float(source, self.verb)
         decision = decide(before.model, weight_bits=self.weight_bits, keep_float=self.keep_float)
         validation = read_labelled(before, data, "validation")
         made = replace(before, spec=replace(before.spec, quantization=decision))

@@ -18,11 +18,11 @@ from deploykit import artifact
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, Quantization, num_parameters, save
 from deploykit.compress.fake_quant import fake_quantize, quantized_names
-from deploykit.compress.labelled import Labelled, score
 from deploykit.errors import CheckpointError
 from deploykit.evidence import Metric
 from deploykit.stage import Stage, settings_of
 from deploykit.tasks import Score
+from deploykit.train.labelled import Labelled, score
 
 FILE = "waterfall.json"
 ORIGINAL = "original"

@@ -58,23 +58,26 @@ class Export:
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write `model.onnx`, `tokenizer.json` and `deploykit.json`."""
-        source = checkpoint.load(sources[0])
+        return self.write(checkpoint.load(sources[0]), scratch)
+
+    def write(self, source: Checkpoint, folder: Path) -> Mapping[str, Any]:
+        """Write a loaded checkpoint as a model that the runtime opens; its PyTorch model is rewritten on the way."""
         precision = self._precision_for(source)
         quantization = _decision(source) if precision == "int8" else None
         graph, expected = _lowered(source, quantization, self.provider, precision)
         found = fuse.count(graph)
-        fuse.require_fusions(found, expected, sources[0].path)
-        _save(graph, scratch, self.external_data_bytes)
+        fuse.require_fusions(found, expected, source.path)
+        _save(graph, folder, self.external_data_bytes)
         info = self._info(source, precision, quantization)
         fusions = {"found": {name: found[name] for name in expected}, "layers": len(families.layer_list(source.model))}
-        model_info.write(replace(info, fusions=fusions), scratch)
-        checkpoint.save_tokenizer(source, scratch)
-        size = sum(file.stat().st_size for file in scratch.glob(f"{model_info.GRAPH}*"))
+        model_info.write(replace(info, fusions=fusions), folder)
+        checkpoint.save_tokenizer(source, folder)
+        size = sum(file.stat().st_size for file in folder.glob(f"{model_info.GRAPH}*"))
         return {
             "metrics": [asdict(Metric("size_bytes", size, "bytes", "lower"))],
             "precision": precision,
             "operators": found,
-            "warnings": _unusable(scratch, info),
+            "warnings": _unusable(folder, info),
         }
 
     def _precision_for(self, source: Checkpoint) -> str:

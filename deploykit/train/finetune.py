@@ -3,23 +3,21 @@
 N rows   L tokens   C labels
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit import artifact, checkpoint
 from deploykit.artifact import Artifact, Kind
-from deploykit.checkpoint import Checkpoint
-from deploykit.data import Split, read_labels
-from deploykit.runtime.tokenizer import Encoding
+from deploykit.data import read_labels
 from deploykit.tasks import Score, Task, task_named
-from deploykit.tasks.task import IGNORED, Targets
-from deploykit.train.batch import LABELS, Batch, Example, examples_of
+from deploykit.tasks.task import IGNORED
+from deploykit.train.batch import LABELS, Batch, examples_of
+from deploykit.train.labelled import labelled, score
 from deploykit.train.loop import Training, train
 
 TASK_REPORT = "task-report.json"
@@ -87,23 +85,22 @@ class Finetune:
         started = checkpoint.load_base(base, task.name, labels, self.seed)
         if self.max_length is not None:
             started = checkpoint.shortened(started, self.max_length)
-        encodings, targets = _encoded(started, task, training_split)
-        validation = _encoded(started, task, validation_split)
-        examples = _trainable(examples_of(encodings, targets, checkpoint.input_names(started.model)))
+        rows, validation = labelled(started, training_split), labelled(started, validation_split)
+        drawn = rows.trainable().sample(self.max_train_samples, self.seed)
         history = train(
             started.model,
-            _drawn(examples, self.max_train_samples, self.seed),
+            examples_of(drawn.encodings, drawn.targets, checkpoint.input_names(started.model)),
             cross_entropy,
-            lambda: evaluated(started, task, *validation).metrics[0].value,
+            lambda: score(started, validation).metrics[0].value,
             self.training(started.spec.pad_id),
             scratch / WORKDIR,
         )
-        score = evaluated(started, task, *validation)
+        found = score(started, validation)
         checkpoint.save(started, scratch)
-        artifact.write_json(scratch / TASK_REPORT, _report(task, score))
-        cut = sum(encoding.truncated for encoding in (*encodings, *validation[0]))
+        artifact.write_json(scratch / TASK_REPORT, _report(task, found))
+        cut = sum(encoding.truncated for encoding in (*rows.encodings, *validation.encodings))
         return {
-            "metrics": [asdict(metric) for metric in score.metrics],
+            "metrics": [asdict(metric) for metric in found.metrics],
             "history": [asdict(epoch) for epoch in history.epochs],
             "warnings": [f"{cut} rows were cut to {started.spec.max_length} tokens"] if cut else [],
         }
@@ -113,27 +110,6 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean cross-entropy of a batch's labels, (N,) or (N,L) with `IGNORED` where none counts."""
     logits = model(**{name: tensor for name, tensor in batch.items() if name != LABELS}).logits
     return F.cross_entropy(logits.flatten(0, -2).float(), batch[LABELS].flatten(), ignore_index=IGNORED)
-
-
-def evaluated(subject: Checkpoint, task: Task, encodings: Sequence[Encoding], targets: Sequence[Targets]) -> Score:
-    """Score a checkpoint on encoded rows."""
-    return task.score(checkpoint.logits(subject, encodings), targets, subject.labels)
-
-
-def _encoded(subject: Checkpoint, task: Task, split: Split) -> tuple[list[Encoding], list[Targets]]:
-    encodings = task.encode(subject.tokenizer, split.rows)
-    return encodings, task.targets(split, encodings, subject.labels)
-
-
-def _trainable(examples: Sequence[Example]) -> list[Example]:
-    """Leave out examples in which no word is left to learn from; a batch of them alone would have no loss."""
-    return [example for example in examples if (example[LABELS] != IGNORED).any()]
-
-
-def _drawn(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
-    """Draw `count` examples at random, or all."""
-    order = np.random.default_rng(seed).permutation(len(examples))
-    return [examples[index] for index in order[:count]]
 
 
 def _report(task: Task, score: Score) -> dict[str, Any]:

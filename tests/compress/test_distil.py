@@ -8,10 +8,10 @@ import torch
 from deploykit import artifact, families, stage
 from deploykit import checkpoint as checkpoints
 from deploykit.compress.distil import Distil, keep_layers, spread
-from deploykit.compress.labelled import score
 from deploykit.compress.slicing import slice_parts
 from deploykit.data import open_dataset
 from deploykit.errors import DataError, UsageError
+from deploykit.train.labelled import score
 from tests.models import make_checkpoint, make_dataset
 
 EPOCHS = 4

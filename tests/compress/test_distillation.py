@@ -6,10 +6,10 @@ import torch
 from deploykit import checkpoint as checkpoints
 from deploykit.checkpoint import input_names
 from deploykit.compress.distillation import Objective, distillation_loss, matching_layers, with_teacher
-from deploykit.compress.labelled import read_labelled
 from deploykit.compress.teacher import teacher_outputs
 from deploykit.data import open_dataset
 from deploykit.train.batch import collate, examples_of
+from deploykit.train.labelled import read_labelled
 
 
 @pytest.mark.parametrize(("model", "data"), [("bert", "reviews"), ("bert_ner", "entities")])

@@ -9,12 +9,12 @@ import torch
 
 from deploykit import checkpoint as checkpoints
 from deploykit import families, stage
-from deploykit.compress.labelled import read_labelled
 from deploykit.compress.prune import Prune, score_parts
 from deploykit.compress.quantize import Quantize
 from deploykit.data import open_dataset
 from deploykit.errors import UsageError
 from deploykit.families import Structure
+from deploykit.train.labelled import read_labelled
 from tests.models import make_checkpoint, make_dataset
 
 PRINTS_LOGITS = """

@@ -7,9 +7,9 @@ import torch
 from deploykit import checkpoint as checkpoints
 from deploykit.checkpoint import Checkpoint, collate, input_names
 from deploykit.compress import teacher as module
-from deploykit.compress.labelled import Labelled, read_labelled
 from deploykit.compress.teacher import teacher_outputs
 from deploykit.data import open_dataset
+from deploykit.train.labelled import Labelled, read_labelled
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from tests.models import make_checkpoint, make_dataset
 
 CLASSIFY = Finetune(task="text-classification", epochs=1, batch_size=8)
 TAG = Finetune(task="token-classification", epochs=1, batch_size=8)
-LONG = Finetune(task="text-classification", epochs=6, batch_size=8, learning_rate=5e-3, patience=6)
+LONG = Finetune(task="text-classification", epochs=6, batch_size=8, learning_rate=5e-3, patience=6, seed=1)
 
 START = """
 import sys

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from deploykit import checkpoint as checkpoints
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint
-from deploykit.errors import UsageError
+from deploykit.data import Split
+from deploykit.errors import DataError
 from deploykit.runtime.tokenizer import Encoding
 from deploykit.tasks import Score, task_named
 from deploykit.tasks.task import IGNORED, Targets
@@ -20,10 +22,24 @@ class Labelled:
 
     encodings: Sequence[Encoding]
     targets: Sequence[Targets]
+    file: Path
+    """Where the rows stand."""
 
     def trainable(self) -> "Labelled":
-        """Return the rows in which anything counts; a batch without any would have no loss."""
-        return self._at([index for index, target in enumerate(self.targets) if (target != IGNORED).any()])
+        """Return the rows in which anything counts; a batch without any would have no loss.
+
+        Raises:
+            DataError: there is none.
+        """
+        kept = [index for index, target in enumerate(self.targets) if (target != IGNORED).any()]
+        if not kept:
+            raise DataError(
+                self.file,
+                expected="a row with a labelled word within the model's length",
+                found="none",
+                next_step="check the rows, and that max_length leaves room for a word",
+            )
+        return self._at(kept)
 
     def sample(self, size: int | None, seed: int) -> "Labelled":
         """Return `size` rows drawn without replacement, in their order; all of them where `size` is None or more."""
@@ -32,7 +48,7 @@ class Labelled:
         return self._at(sorted(np.random.default_rng(seed).permutation(len(self.encodings))[:size].tolist()))
 
     def _at(self, indices: Sequence[int]) -> "Labelled":
-        return Labelled([self.encodings[i] for i in indices], [self.targets[i] for i in indices])
+        return Labelled([self.encodings[i] for i in indices], [self.targets[i] for i in indices], self.file)
 
 
 def read_labelled(checkpoint: Checkpoint, data: Artifact, name: str) -> Labelled:
@@ -41,28 +57,21 @@ def read_labelled(checkpoint: Checkpoint, data: Artifact, name: str) -> Labelled
     Raises:
         DataError: naming file and line.
     """
+    return labelled(checkpoint, task_named(checkpoint.spec.task).read(data.path, name))
+
+
+def labelled(checkpoint: Checkpoint, split: Split) -> Labelled:
+    """Encode a split that its task has read, with the checkpoint's own tokenizer and labels.
+
+    Raises:
+        DataError: a label is unknown.
+    """
     task = task_named(checkpoint.spec.task)
-    split = task.read(data.path, name)
     encodings = task.encode(checkpoint.tokenizer, split.rows)
-    return Labelled(encodings, task.targets(split, encodings, checkpoint.labels))
+    return Labelled(encodings, task.targets(split, encodings, checkpoint.labels), split.file)
 
 
 def score(checkpoint: Checkpoint, labelled: Labelled) -> Score:
     """Run a checkpoint on labelled rows and score it; the primary metric comes first."""
     logits = checkpoints.logits(checkpoint, labelled.encodings)
     return task_named(checkpoint.spec.task).score(logits, labelled.targets, checkpoint.labels)
-
-
-def require_float(checkpoint: Checkpoint, verb: str) -> None:
-    """Check that no quantization is decided yet: what changes weights comes before it.
-
-    Raises:
-        UsageError: it is.
-    """
-    if checkpoint.spec.quantization is not None:
-        raise UsageError(
-            verb,
-            expected="a checkpoint in float",
-            found=f"one that is decided to be {checkpoint.spec.quantization.scheme} ({checkpoint.path})",
-            next_step="put quantize last in the recipe",
-        )
