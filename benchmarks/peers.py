@@ -36,7 +36,8 @@ from benchmarks.interleave import Batch, Samples, Schedule, interleave, total, t
 from benchmarks.systems import BASELINE, CALIBRATION_ROWS, PEERS, Peer, Row, Source, System, open_model, open_peer
 from deploykit import artifact, environment
 from deploykit.check.latency import Clock
-from deploykit.check.statistics import Interval, median_ratio, percentile
+from deploykit.check.ratio import ratio_of_interleaved
+from deploykit.check.statistics import Interval, percentile
 from deploykit.data import Split, open_dataset, read_split
 from deploykit.errors import DeploykitError
 from deploykit.evidence import Metric
@@ -102,7 +103,7 @@ def _latency(samples: Mapping[str, Samples], name: str, rival: str | None) -> di
         "p95_ms": percentile(own * 1e3, 0.95).value,
         "model_p50_ms": float(np.median(samples[name].model_s)) * 1e3,
         "n": len(own),
-        **_ratios(samples, rival, lambda other: median_ratio(np.asarray(other.total_s), own)),
+        **_ratios(samples, rival, lambda other: ratio_of_interleaved(np.asarray(other.total_s), own, 0.5)),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from deploykit.check import latency
 from deploykit.check.latency import NULL, Milliseconds
-from deploykit.check.statistics import median_ratio
+from deploykit.check.ratio import ratio_of_interleaved
 from deploykit.evidence import Metric
 
 HEAD, AGAINST = "head", "against"
@@ -31,7 +31,7 @@ def table_of(scenario: str, samples: Samples) -> dict[str, Any]:
             found["failed"] = int(np.isinf(samples[name]).sum())
     table: dict[str, Any] = {"systems": systems, "null_ms": float(np.median(samples[NULL]))}
     if AGAINST in samples:
-        table["ratio"] = asdict(median_ratio(samples[HEAD], samples[AGAINST]))
+        table["ratio"] = asdict(ratio_of_interleaved(samples[HEAD], samples[AGAINST], 0.5))
     return table
 
 

@@ -18,8 +18,6 @@ CONFIDENCE = 0.95
 REPETITIONS = 2000
 _SEED = 0
 _POWER = 0.8
-_CHUNK = 4_000_000
-"""Resampled values held at once: 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,9 @@ def percentile(samples_N: Floats, share: float) -> Interval:
     Raises:
         ValueError: there is no sample, or a NaN.
     """
-    ordered_N = np.sort(_checked(samples_N))
+    ordered_N = np.sort(checked(samples_N))
     size = len(ordered_N)
-    value = ordered_N[_rank(size, share)]
+    value = ordered_N[nearest_rank(size, share)]
     tail = (1 - CONFIDENCE) / 2
     at_most_N = special.bdtr(np.arange(size + 1), size, share)  # how likely at most that many lie below the percentile
     low, high = (int(np.searchsorted(at_most_N, tail)), int(np.searchsorted(at_most_N, 1 - tail)) + 1)
@@ -80,32 +78,6 @@ def percentile(samples_N: Floats, share: float) -> Interval:
         float(ordered_N[low - 1]) if low >= 1 else None,
         float(ordered_N[high - 1]) if high <= size else None,
     )
-
-
-def median_ratio(head_N: Floats, base_N: Floats) -> Interval:
-    """Return median(head) / median(base) of samples taken in turn, with a paired bootstrap interval.
-
-    Round i of both is resampled together: what slowed the machine for a moment slowed both. Efron and Tibshirani,
-    An Introduction to the Bootstrap (1993), chapter 13.
-
-    Raises:
-        ValueError: the samples do not pair up, there is none, or one is NaN.
-    """
-    head_N, base_N = _checked(head_N), _checked(base_N)
-    if len(head_N) != len(base_N):
-        raise ValueError(f"{len(head_N)} samples cannot be paired with {len(base_N)}")
-    size, rank = len(head_N), _rank(len(head_N), 0.5)
-    generator = np.random.default_rng(_SEED)
-    estimate = float(np.sort(head_N)[rank] / np.sort(base_N)[rank])
-    if 2 * 0.5**size > 1 - CONFIDENCE:  # the median may lie outside of all samples
-        return Interval(estimate, None, None)
-    ratios = []
-    for repetitions in _chunks(size):
-        picks_RN = generator.integers(0, size, (repetitions, size))
-        heads_R, bases_R = (np.partition(samples_N[picks_RN], rank)[:, rank] for samples_N in (head_N, base_N))
-        ratios.append(heads_R / bases_R)
-    low, high = np.quantile(np.concatenate(ratios), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(estimate, float(low), float(high))
 
 
 def metric_drop(reference_NK: Floats, candidate_NK: Floats, statistic: Callable[[Floats], Floats]) -> Drop:
@@ -175,21 +147,20 @@ def agreement(predictions: Sequence[Hashable], labels: Sequence[Hashable]) -> Ag
     return Agreement((observed - expected) / (1 - expected), float(special.ndtri(CONFIDENCE)) * error, size)
 
 
-def _checked(samples_N: Floats) -> Floats:
+def checked(samples_N: Floats) -> Floats:
+    """Return the samples as they are.
+
+    Raises:
+        ValueError: there is none, or one is NaN.
+    """
     if not len(samples_N) or np.isnan(samples_N).any():
         raise ValueError("no sample" if not len(samples_N) else "a sample is NaN")
     return samples_N
 
 
-def _rank(size: int, share: float) -> int:
+def nearest_rank(size: int, share: float) -> int:
     """Return the index of the smallest ordered sample with at least `share` at or below it."""
     return min(size - 1, max(0, math.ceil(share * size - 1e-9) - 1))
-
-
-def _chunks(size: int) -> list[int]:
-    most = max(1, _CHUNK // size)
-    full, rest = divmod(REPETITIONS, most)
-    return [most] * full + ([rest] if rest else [])
 
 
 def _resampled_drops(

@@ -5,8 +5,8 @@ N samples   G grid points
 
 import numpy as np
 
+from deploykit.check.ratio import percentile
 from deploykit.check.statistics import Floats
-from deploykit.report.ratio import percentile
 
 _GRID = 160
 _SHOWN = 0.995

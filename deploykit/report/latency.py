@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deploykit.check.ratio import percentile as percentile_of
+from deploykit.check.ratio import ratio_of_independent, ratio_of_interleaved, samples_needed
 from deploykit.check.statistics import Floats, Interval
 from deploykit.evidence import Gate, Verdict
 from deploykit.report import wording
 from deploykit.report.collect import Piece, Side, samples
 from deploykit.report.finding import Finding, unknown, within
-from deploykit.report.ratio import percentile as percentile_of
-from deploykit.report.ratio import ratio_of_independent, ratio_of_interleaved, samples_needed
 from deploykit.report.settings import ReportSettings
 
 OFFLINE = "offline"

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from deploykit import artifact, evidence
+from deploykit.check.ratio import percentile
 from deploykit.report.accuracy import Quality, accuracy_of, data_name
 from deploykit.report.collect import Piece, Side
 from deploykit.report.compare import Comparison, size_of
 from deploykit.report.density import distribution
 from deploykit.report.finding import Finding
 from deploykit.report.latency import Scenario
-from deploykit.report.ratio import percentile
 from deploykit.report.settings import ReportSettings
 
 FORMAT = 1

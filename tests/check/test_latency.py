@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deploykit.check.latency import LEAST_ROUNDS, AsyncClock, Rounds, interleaved, open_loop, poisson_arrivals, summary
-from deploykit.check.statistics import median_ratio
+from deploykit.check.ratio import ratio_of_interleaved
 
 
 class FakeClock:
@@ -31,7 +31,7 @@ class FakeClock:
 def ratio_of(clock, slower, rounds):
     systems = {"head": clock.system(0.010 * slower, seed=1), "against": clock.system(0.010, seed=2)}
     samples = interleaved(systems, Rounds(rounds, 5, 1e9), clock=clock)
-    return median_ratio(samples["head"], samples["against"])
+    return ratio_of_interleaved(samples["head"], samples["against"], 0.5)
 
 
 @pytest.mark.parametrize("rounds", [200, 1000])
@@ -149,7 +149,7 @@ def test_open_loop_sees_a_ten_percent_slower_server():
 
     arrivals = poisson_arrivals(50, 100, seed=0)
     base, head = (timed(server(seconds), arrivals) for seconds in (0.010, 0.011))
-    assert median_ratio(head, base).value == pytest.approx(1.1)
+    assert ratio_of_interleaved(head, base, 0.5).value == pytest.approx(1.1)
 
 
 def test_a_failed_request_is_infinitely_slow_and_never_dropped():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.check.statistics import agreement, median_ratio, metric_drop, percentile, wilson
+from deploykit.check.statistics import agreement, metric_drop, percentile, wilson
 
 
 def accuracy(sums):
@@ -62,22 +62,6 @@ def test_percentile_counts_what_was_never_answered_as_infinite():
 def test_percentile_refuses_nothing_and_nan(samples):
     with pytest.raises(ValueError, match="sample"):
         percentile(np.array(samples), 0.5)
-
-
-def test_median_ratio_sees_ten_percent_through_noise_that_both_share():
-    rng = np.random.default_rng(0)
-    drift = np.exp(np.cumsum(rng.normal(0, 0.02, 300)))
-    base, head = (drift * rng.lognormal(0, 0.05, 300) for _ in range(2))
-    equal, slower = median_ratio(head, base), median_ratio(1.1 * head, base)
-    assert ends(equal)[0] < 1 < ends(equal)[1]
-    assert ends(slower)[0] > 1
-    assert slower.value == pytest.approx(1.1 * equal.value)
-
-
-def test_median_ratio_of_few_or_unpaired_samples_is_unbounded_or_refused():
-    assert median_ratio(np.array([2.0]), np.array([1.0])).low is None
-    with pytest.raises(ValueError, match="paired"):
-        median_ratio(np.ones(3), np.ones(4))
 
 
 def test_drop_is_the_difference_of_the_metrics_and_lies_in_its_interval():

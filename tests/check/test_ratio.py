@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from deploykit.check.statistics import Interval, median_ratio
-from deploykit.report.ratio import percentile, ratio_of_independent, ratio_of_interleaved, samples_needed
+from deploykit.check.ratio import percentile, ratio_of_independent, ratio_of_interleaved, samples_needed
+from deploykit.check.statistics import Interval
 from tests.report.evidence import latencies
 
 
@@ -51,11 +51,20 @@ def test_the_exact_draw_agrees_with_a_plain_bootstrap():
     assert np.allclose(ends(found), np.quantile(slow_R, [0.025, 0.975]), rtol=4e-3)
 
 
-def test_the_median_agrees_with_the_one_that_bench_reports():
-    head_N, base_N = latencies(3, seed=1), latencies(4, seed=2)
-    ours, theirs = ratio_of_interleaved(head_N, base_N, 0.5), median_ratio(head_N, base_N)
-    assert ours.value == theirs.value
-    assert np.allclose(ends(ours), ends(theirs), rtol=1e-3)
+def test_the_ratio_of_interleaved_samples_sees_ten_percent_through_noise_that_both_share():
+    rng = np.random.default_rng(0)
+    drift = np.exp(np.cumsum(rng.normal(0, 0.02, 300)))
+    base, head = (drift * rng.lognormal(0, 0.05, 300) for _ in range(2))
+    equal, slower = ratio_of_interleaved(head, base, 0.5), ratio_of_interleaved(1.1 * head, base, 0.5)
+    assert ends(equal)[0] < 1 < ends(equal)[1]
+    assert ends(slower)[0] > 1
+    assert slower.value == pytest.approx(1.1 * equal.value)
+
+
+def test_a_ratio_of_few_or_unpaired_samples_is_unbounded_or_refused():
+    assert ratio_of_interleaved(np.array([2.0]), np.array([1.0]), 0.5).low is None
+    with pytest.raises(ValueError, match="paired"):
+        ratio_of_interleaved(np.ones(3), np.ones(4), 0.5)
 
 
 def test_noise_common_to_both_cancels_only_when_interleaved():

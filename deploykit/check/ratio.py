@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from deploykit.check.statistics import CONFIDENCE, REPETITIONS, Floats, Interval
+from deploykit.check.statistics import CONFIDENCE, REPETITIONS, Floats, Interval, checked, nearest_rank
 
 _SEED = 0
 _CHUNK = 4_000_000
@@ -18,7 +18,7 @@ _CHUNK = 4_000_000
 
 def percentile(samples_N: Floats, share: float) -> float:
     """Return the nearest-rank percentile of a non-empty sample; `share` in (0, 1)."""
-    return float(np.sort(samples_N)[_rank(len(samples_N), share)])
+    return float(np.sort(samples_N)[nearest_rank(len(samples_N), share)])
 
 
 def samples_needed(share: float) -> int:
@@ -45,10 +45,16 @@ def ratio_of_independent(head_N: Floats, base_M: Floats, share: float) -> Interv
 def ratio_of_interleaved(head_N: Floats, base_N: Floats, share: float) -> Interval:
     """Compare a percentile of two samples taken in turn: sample i of both is resampled together.
 
-    What slowed the machine down for a moment slowed both, and stays in or out of a resample for both.
+    What slowed the machine down for a moment slowed both, and stays in or out of a resample for both (Efron and
+    Tibshirani 1993, chapter 13).
+
+    Raises:
+        ValueError: the samples do not pair up, there is none, or one is NaN.
     """
+    if len(checked(head_N)) != len(checked(base_N)):
+        raise ValueError(f"{len(head_N)} samples cannot be paired with {len(base_N)}")
     generator = np.random.default_rng(_SEED)
-    size, rank = len(head_N), _rank(len(head_N), share)
+    size, rank = len(head_N), nearest_rank(len(head_N), share)
     resampled = []
     for repetitions in _chunks(size):
         picks_RN = generator.integers(0, size, (repetitions, size))
@@ -57,12 +63,8 @@ def ratio_of_interleaved(head_N: Floats, base_N: Floats, share: float) -> Interv
     return _bounded(percentile(head_N, share) / percentile(base_N, share), heads_R, bases_R, size, share)
 
 
-def _rank(size: int, share: float) -> int:
-    return min(size - 1, max(0, math.ceil(share * size - 1e-9) - 1))
-
-
 def _resampled_percentiles(samples_N: Floats, share: float, generator: np.random.Generator) -> Floats:
-    size, rank = len(samples_N), _rank(len(samples_N), share)
+    size, rank = len(samples_N), nearest_rank(len(samples_N), share)
     uniform_R = generator.beta(rank + 1, size - rank, REPETITIONS)
     drawn_R: Floats = np.sort(samples_N)[np.minimum((uniform_R * size).astype(np.int64), size - 1)]
     return drawn_R
