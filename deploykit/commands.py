@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from deploykit import artifact, evidence
 from deploykit.artifact import Artifact
 from deploykit.data import open_dataset
-from deploykit.errors import ArtifactError, UnprovenModel
+from deploykit.errors import ArtifactError, UnprovenModel, UsageError
 from deploykit.stage import Stage
 from deploykit.stage import run as run_stage
 
 if TYPE_CHECKING:
     from deploykit.check.bench import Bench
+    from deploykit.check.steps import Steps
     from deploykit.check.validate import Validate
     from deploykit.export.export import Export
     from deploykit.report import Report, ReportSettings
@@ -85,15 +86,48 @@ def bench(
     against: Path | None = None,
     force: bool = False,
 ) -> Artifact:
-    """Measure the latency and throughput of a model, or of a served one, on the user's own rows."""
+    """Measure the latency and throughput of a model, or of a served one, on the user's own rows.
+
+    Of a compressed checkpoint, every step that led to it is measured (see `bench_steps`).
+    """
     if model_or_url.startswith(("http://", "https://")):
         from deploykit.check.bench import bench_url
 
         return bench_url(model_or_url, settings, open_dataset(data), out, force=force)
-    sources = [open_dataset(data), open_onnx(Path(model_or_url))]
+    path = Path(model_or_url)
+    if artifact.is_sealed(path) and artifact.read(path).kind == "checkpoint":
+        return bench_steps(path, _of_steps(settings, against), data=data, out=out, force=force)
+    sources = [open_dataset(data), open_onnx(path)]
     if against is not None:
         sources.append(open_onnx(against))
     return run_stage(settings, *sources, out=out, force=force)
+
+
+def bench_steps(checkpoint: Source, settings: "Steps", *, data: Source, out: Path, force: bool = False) -> Artifact:
+    """Measure what each step gave that led to a compressed checkpoint."""
+    from deploykit.checkpoint import open_checkpoint
+
+    return run_stage(settings, open_dataset(data), open_checkpoint(checkpoint), out=out, force=force)
+
+
+def _of_steps(settings: "Bench", against: Path | None) -> "Steps":
+    """Take over what `bench` was told.
+
+    Raises:
+        UsageError: something has no effect here.
+    """
+    from deploykit.check.steps import Steps
+
+    for name, value in (("scenarios", settings.scenarios), ("against", against)):
+        if value is not None:
+            raise UsageError(
+                f"bench.{name}",
+                expected="none for a checkpoint, all of whose steps are measured",
+                found=str(value),
+                next_step="remove it, or give an exported model",
+            )
+    shared = ("split", "calls", "rows", "passes", "batch_size", "seconds", "threads", "seed")
+    return Steps(**{name: getattr(settings, name) for name in shared})
 
 
 def package(model: Path, name: str, *, proof: Path, out: Path, force: bool = False) -> Artifact:

@@ -164,7 +164,7 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
             raise DataError(
                 f"{file}:{number}",
                 expected="a JSON object",
-                found=f"broken JSON ({cause.msg} at column {cause.colno})",
+                found=f"broken JSON, column {cause.colno}: {cause.msg.removesuffix(' at')}",
                 next_step="repair the line",
             ) from cause
         if not isinstance(row, dict):

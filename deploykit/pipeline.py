@@ -6,6 +6,7 @@
     OUT/validation   its evidence
     OUT/original     the checkpoint before compression: exported in fp32, validated, packaged and served likewise
     OUT/bento        the package (with `package`)
+    OUT/steps        what each stage of compression gave (with `compress` and `bench`)
     OUT/bench        latency evidence, measured in turn with the original
     OUT/bench-server the same for the served package (with the scenario `server`)
     OUT/report       the regression report (with `report`)
@@ -21,6 +22,7 @@ from typing import Any
 from deploykit import artifact, commands, evidence
 from deploykit.artifact import Artifact
 from deploykit.check.bench import Scenario
+from deploykit.check.steps import Steps
 from deploykit.check.validate import Validate
 from deploykit.checkpoint import open_checkpoint
 from deploykit.data import open_dataset
@@ -45,6 +47,8 @@ class Line:
     model: Artifact
     validation: Evidence
     bento: Artifact | None
+    steps: Evidence | None
+    """What each stage of compression gave."""
     latency: Evidence | None
     served: Evidence | None
     report: Report | None
@@ -70,11 +74,12 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
     _require_pass(validation, out / "validation")
     bento = steps.bento(model, out)
     baseline = steps.original_model(original) if pipeline.bench or pipeline.report else None
+    each_step = steps.each_step(compressed)
     latency = steps.latency(model, baseline)
     served = steps.served(bento, out)
     if served is not None and baseline is not None:
         steps.served(steps.bento(baseline, out / ORIGINAL), out / ORIGINAL)
-    return Line(original, model, validation, bento, latency, served, steps.report())
+    return Line(original, model, validation, bento, each_step, latency, served, steps.report())
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,17 @@ class _Steps:
                 force=self.force,
             )
         )
+
+    def each_step(self, compressed: Artifact) -> Evidence | None:
+        """Measure what each stage of compression gave, in turn with PyTorch and the original."""
+        bench, export = self.pipeline.bench, self.pipeline.export
+        if bench is None or not self.pipeline.compress:
+            return None
+        self.say("bench: every step of compression, in turn")
+        settings = Steps(export.provider, bench.split, threads=bench.threads, seed=bench.seed)
+        data, out = self.pipeline.data, self.out / "steps"
+        made = commands.bench_steps(compressed.path, settings, data=data, out=out, force=self.force)
+        return evidence.load(made.path)
 
     def served(self, bento: Artifact | None, folder: Path) -> Evidence | None:
         """Serve a Bento and measure it, where the pipeline asks for it."""

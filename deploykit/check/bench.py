@@ -10,7 +10,7 @@ are timed in turn, with one that does nothing.
 N calls, passes or requests
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,19 +19,16 @@ import numpy as np
 
 from deploykit import environment, evidence, stage
 from deploykit.artifact import Artifact, Kind
-from deploykit.check import latency
+from deploykit.check import closed_loop, latency
+from deploykit.check.closed_loop import Predict, Row, opened, shuffled
 from deploykit.check.latency import NULL, Milliseconds, Rounds
 from deploykit.check.latency_tables import AGAINST, HEAD, Samples, metrics_of, table_of, warnings_of
 from deploykit.check.service import Service, connected
-from deploykit.data import Split, read_split
+from deploykit.data import read_split
 from deploykit.errors import OutputExists, UsageError
 from deploykit.evidence import Evidence, Subject, subject_of
-from deploykit.runtime.model import Model
 
 Scenario = Literal["single", "offline", "server"]
-Row = Mapping[str, Any]
-Predict = Callable[[Sequence[Row]], object]
-"""Answer rows, start to end."""
 
 OF_MODEL: tuple[Scenario, ...] = ("single", "offline")
 OF_SERVICE: tuple[Scenario, ...] = ("single", "server")
@@ -91,8 +88,10 @@ class Bench:
             )
         split = read_split(dataset.path, self.split)
         named = dict(zip(_names(models), models, strict=True))
-        systems = {name: _local(model, split, self) for name, model in named.items()} | {NULL: _nothing}
-        rows = _shuffled(split, self.seed)
+        systems = {name: opened(model.path, split, self.batch_size, self.threads) for name, model in named.items()} | {
+            NULL: _nothing
+        }
+        rows = shuffled(split, self.seed)
         samples: dict[str, Samples] = {name: _closed(name, systems, rows, self) for name in scenarios}
         against = subject_of(named[AGAINST]) if AGAINST in named else None
         return _written(self, _Subjects(subject_of(named[HEAD]), against, subject_of(dataset)), samples, scratch)
@@ -114,7 +113,7 @@ class BenchService:
         """Write `evidence.json` and the raw samples."""
         (dataset,) = sources
         settings = self.settings
-        rows = _shuffled(read_split(dataset.path, settings.split), settings.seed)
+        rows = shuffled(read_split(dataset.path, settings.split), settings.seed)
         samples: dict[str, Samples] = {}
         with connected(self.url) as (service, null):
             clients = {HEAD: service, NULL: null}
@@ -165,19 +164,6 @@ def _names(models: Sequence[Artifact]) -> list[str]:
     return [HEAD, AGAINST][: len(models)]
 
 
-def _shuffled(split: Split, seed: int) -> list[Row]:
-    """Draw an order of the rows, so that their lengths come as they do in use."""
-    return [split.rows[index] for index in np.random.default_rng(seed).permutation(len(split.rows))]
-
-
-def _local(source: Artifact, split: Split, settings: Bench) -> Predict:
-    """Load a model and check that it can answer every row."""
-    model = Model.open(source.path, threads=settings.threads)
-    for index, row in enumerate(split.rows):
-        model.task.check(row, split.where(index))
-    return lambda rows: model.predict(rows, settings.batch_size)
-
-
 def _nothing(rows: Sequence[Row]) -> object:
     return rows
 
@@ -197,20 +183,10 @@ def _closed(
 ) -> dict[str, Milliseconds]:
     """Time systems in turn on one row a call (single), or on the same many rows a pass (offline, a row's share)."""
     if scenario == "single":
-        calls = {name: _on_one(predict, rows) for name, predict in systems.items()}
-        return latency.interleaved(calls, Rounds(settings.calls, settings.warm_up, settings.seconds, settings.seed))
-    block = rows[: settings.rows]
-    calls = {name: _on_all(predict, block) for name, predict in systems.items()}
+        rounds = Rounds(settings.calls, settings.warm_up, settings.seconds, settings.seed)
+        return closed_loop.single(systems, rows, rounds)
     rounds = Rounds(settings.passes, _WARM_UP_PASSES, settings.seconds, settings.seed)
-    return {name: samples_N / len(block) for name, samples_N in latency.interleaved(calls, rounds).items()}
-
-
-def _on_one(predict: Predict, rows: Sequence[Row]) -> latency.Call:
-    return lambda index: predict([rows[index % len(rows)]])
-
-
-def _on_all(predict: Predict, rows: Sequence[Row]) -> latency.Call:
-    return lambda _: predict(rows)
+    return closed_loop.offline(systems, rows[: settings.rows], rounds)
 
 
 def _open(service: Service, rows: Sequence[Row], settings: Bench) -> Milliseconds:

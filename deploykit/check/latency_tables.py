@@ -26,7 +26,7 @@ def table_of(scenario: str, samples: Samples) -> dict[str, Any]:
     systems = {name: latency.summary(values_N) for name, values_N in samples.items() if name != NULL}
     for name, found in systems.items():
         if scenario == "offline":
-            found.update(_throughput(found))
+            found.update(throughput_of(found))
         if scenario == "server":
             found["failed"] = int(np.isinf(samples[name]).sum())
     table: dict[str, Any] = {"systems": systems, "null_ms": float(np.median(samples[NULL]))}
@@ -63,8 +63,8 @@ def warnings_of(tables: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _throughput(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Turn milliseconds a row into rows a second."""
+def throughput_of(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Turn a summary of milliseconds a row into rows a second, `throughput_per_s` with its ends."""
     ends = {"": found["p50_ms"], "_low": found["p50_ms_high"], "_high": found["p50_ms_low"]}
     return {f"throughput_per_s{end}": 1e3 / value if value else None for end, value in ends.items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from deploykit.cli.output import Result, gates_table, waterfall_table
+from deploykit.cli.output import Result, gates_table, steps_table, waterfall_table
 from deploykit.evidence import Evidence
 from deploykit.pipeline import Line
 
@@ -26,6 +26,8 @@ def tables(line: Line, out: Path) -> list[RenderableType]:
     shown: list[RenderableType] = []
     if waterfall := line.validation.details["waterfall"]:
         shown += [waterfall_table(waterfall), ""]
+    if line.steps:
+        shown += [steps_table(line.steps.details["steps"]), ""]
     shown += [_comparison(line), ""]
     if line.report:
         shown += [gates_table(line.report.gates), "", f"report: {(out / 'report' / 'report.html').resolve()}"]

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,23 @@ def waterfall_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Draw what each step of compression gave: latency and throughput beside the metric, size and memory."""
+    table = Table("step", box=None, pad_edge=False, header_style="dim")
+    for title in (rows[0]["metric"], "p50", "x PyTorch", "throughput", "x PyTorch", "size", "memory"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        sizes = [f"{row[name] / 1e6:.1f} MB" for name in ("size_bytes", "memory_bytes")]
+        single, offline = (f"{row[name]['value']:.2f}" for name in ("single_speedup", "offline_speedup"))
+        p50, rate = f"{row['p50_ms']:.2f} ms", f"{row['throughput_per_s']:.0f} rows/s"
+        table.add_row(row["stage"], f"{row['value']:.4f}", p50, single, rate, offline, *sizes)
+    return table
+
+
 def evidence_tables(found: Evidence) -> list[RenderableType]:
     """Draw what a piece of evidence says."""
+    if found.measure == "steps":
+        return [steps_table(found.details["steps"])]
     tables: list[RenderableType] = [metrics_table(map(_as_mapping, found.metrics))]
     return [*tables, gates_table(found.gates)] if found.gates else tables
 

@@ -54,6 +54,12 @@ class Side:
         return tuple(piece for piece in self.pieces if piece.evidence.measure == "latency")
 
     @property
+    def steps(self) -> tuple[Mapping[str, Any], ...]:
+        """What each step of compression gave, PyTorch first; empty where it was not measured."""
+        found = [piece.evidence.details["steps"] for piece in self.pieces if piece.evidence.measure == "steps"]
+        return tuple(found[0]) if found else ()
+
+    @property
     def models(self) -> frozenset[str]:
         """The digests of what was measured."""
         return frozenset(piece.evidence.subject.digest for piece in self.pieces)
@@ -176,4 +182,4 @@ def _topics(piece: Piece) -> list[tuple[str, ...]]:
     if piece.evidence.measure == "latency":
         return [("latency", name) for name in piece.evidence.details.get("scenarios", {})]
     data, split = piece.topic
-    return [("validation", (data or "")[:12], split)]
+    return [(piece.evidence.measure, (data or "")[:12], split)]

@@ -33,6 +33,7 @@ def _charts(record: Record) -> dict[str, Any]:
         "ratios": {scenario["scenario"]: _ratios(scenario) for scenario in measured},
         "changes": [_changes(quality) for quality in record["accuracy"]],
         "waterfall": _waterfall(record["waterfall"]),
+        "steps": _steps(record["steps"]),
     }
 
 
@@ -94,6 +95,18 @@ def _waterfall(rows: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
+def _steps(rows: Sequence[Record]) -> list[dict[str, Any]]:
+    """Draw latency and throughput apart: a step can win one and lose the other."""
+    if not rows:
+        return []
+    steps = [{**row, "step": f"{index}. {row['stage']}"} for index, row in enumerate(rows)]
+    latencies = [{**step, "low": step["p50_ms_low"], "high": step["p50_ms_high"]} for step in steps]
+    return [
+        {"svg": _drawn(charts.waterfall(latencies, "p50_ms", "ms a row, median", "bar")), "caption": "One row a call."},
+        {"svg": _drawn(charts.waterfall(steps, "throughput_per_s", "rows/s", "bar")), "caption": "Many rows a pass."},
+    ]
+
+
 def _drawn(svg: str) -> Markup:
     return Markup(svg)  # noqa: S704 - vega escapes the texts of a drawing
 
@@ -124,6 +137,8 @@ _FILTERS = {
     "count": wording.count,
     "size": wording.size,
     "settings": _settings,
+    "per_second": wording.per_second,
+    "speedup": wording.speedup,
     "facts": _facts,
     "provider_tables": provider_tables,
     "tables": lambda value, title: tables_of(title, value),

@@ -21,6 +21,7 @@ def markdown(record: Record) -> str:
         *_latency(record["latency"]),
         *_accuracy(record["accuracy"]),
         *_waterfall(record["waterfall"]),
+        *_steps(record["steps"]),
         *_checks(record["checks"]),
         *_sources(record),
     ]
@@ -75,6 +76,26 @@ def _waterfall(rows: Sequence[Record]) -> list[str]:
         return []
     titles = ("stage", "metric", ">value", ">95% interval", ">size", ">parameters")
     return ["## Compression", _table(titles, [_stage(row) for row in rows])]
+
+
+def _steps(rows: Sequence[Record]) -> list[str]:
+    if not rows:
+        return []
+    titles = ("step", f">{rows[0]['metric']}", ">p50", ">x PyTorch", ">throughput", ">x PyTorch", ">size", ">memory")
+    return ["### What each step gave, measured in turn", _table(titles, [_step(row) for row in rows])]
+
+
+def _step(row: Record) -> tuple[str, ...]:
+    return (
+        row["stage"],
+        wording.score(row["value"]),
+        wording.milliseconds(row["p50_ms"]),
+        wording.speedup(row["single_speedup"]),
+        wording.per_second(row["throughput_per_s"]),
+        wording.speedup(row["offline_speedup"]),
+        wording.size(row["size_bytes"]),
+        wording.size(row["memory_bytes"]),
+    )
 
 
 def _stage(row: Record) -> tuple[str, ...]:

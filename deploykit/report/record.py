@@ -18,6 +18,8 @@ accuracy    [{data, metric, n, original, baseline, head, drop, low, high, max_dr
             slices: [{field, value, n, original, baseline, head}]}]
 checks      [{side, data, gates, parity, invariance, provider}]: what each validation found by itself
 waterfall   [{stage, metric, value, low, high, n, parameters, num_bytes, settings}] of the head
+steps       [{as in waterfall, p50_ms, throughput_per_s (each with _low, _high), single_speedup, offline_speedup:
+            {value, low, high} against the first, size_bytes, memory_bytes}]: PyTorch, the original, every stage
 """
 
 import dataclasses
@@ -66,6 +68,7 @@ def record_of(head: Side, base: Side, compared: Comparison, settings: ReportSett
         "waterfall": next(
             (rows for piece in head.validations if (rows := piece.evidence.details.get("waterfall"))), []
         ),
+        "steps": list(head.steps),
     }
     finite: dict[str, Any] = artifact.finite(record)
     return finite

@@ -1,6 +1,7 @@
 """Numbers as a person reads them. Pure."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from deploykit.evidence import Verdict
@@ -48,7 +49,12 @@ def milliseconds(value: float | None) -> str:
 
 def rows_per_second(ms_a_row: float | None) -> str:
     """Write a throughput from the milliseconds that a row takes."""
-    return UNKNOWN if not ms_a_row else f"{_three_digits(1000 / ms_a_row)} rows/s"
+    return per_second(1000 / ms_a_row if ms_a_row else None)
+
+
+def per_second(value: float | None) -> str:
+    """Write a throughput."""
+    return UNKNOWN if value is None else f"{_three_digits(value)} rows/s"
 
 
 def size(num_bytes: float | None) -> str:
@@ -117,6 +123,12 @@ def pace(ratio: float | None) -> str:
 def ratio(value: float | None) -> str:
     """Write a ratio."""
     return UNKNOWN if value is None else _three_digits(value)
+
+
+def speedup(found: Mapping[str, float | None]) -> str:
+    """Write how many times faster, with its interval."""
+    ends = interval(found["low"], found["high"], ratio)
+    return f"{ratio(found['value'])}×" + (f" ({ends})" if ends else "")
 
 
 def pace_interval(low: float | None, high: float | None) -> str:

@@ -1,0 +1,103 @@
+import json
+
+import numpy as np
+import pytest
+
+from deploykit import artifact, cli, commands, evidence
+from deploykit.check.memory import peak_bytes
+from deploykit.check.steps import PYTORCH, Steps, chain_of, rows_of
+from deploykit.compress import Prune, Quantize
+from deploykit.errors import ArtifactError, DeploykitError
+
+QUICK = Steps(calls=7, rows=8, passes=6)
+STEP = {"stage": "original", "metric": "accuracy", "value": 0.9}
+
+
+@pytest.fixture(scope="module")
+def compressed(bert, reviews, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    stages = (Prune(ffn=0.5, multiple=8, calibration_rows=16), Quantize())
+    return commands.compress(bert, stages, data=reviews, out=folder / "compressed")
+
+
+@pytest.fixture(scope="module")
+def measured(compressed, reviews, tmp_path_factory):
+    out = tmp_path_factory.mktemp("steps") / "evidence"
+    return commands.bench_steps(compressed.path, QUICK, data=reviews, out=out)
+
+
+def test_every_step_is_measured_from_pytorch_to_the_last(measured):
+    rows = evidence.load(measured.path).details["steps"]
+    assert [row["stage"] for row in rows] == [PYTORCH, "original", "prune", "quantize"]
+    assert rows[0]["single_speedup"]["value"] == rows[0]["offline_speedup"]["value"] == 1.0
+    assert all(row["p50_ms"] > 0 and row["throughput_per_s"] > 0 for row in rows)
+    assert rows[1]["size_bytes"] > rows[2]["size_bytes"] > rows[3]["size_bytes"]
+    assert rows[0]["memory_bytes"] > rows[3]["memory_bytes"] > 10_000_000, "PyTorch itself takes memory"
+
+
+def test_every_raw_sample_is_kept(measured):
+    kept = [np.load(measured.path / f"{name}.{index}.npy") for name in ("single", "offline") for index in range(4)]
+    assert [len(samples) for samples in kept] == [7] * 4 + [6] * 4
+
+
+def test_the_chain_reaches_the_original(compressed, bert):
+    chain = chain_of(compressed)
+    assert [step.node.stage for step in chain[1:]] == ["prune", "quantize"]
+    assert chain[0].path == bert
+
+
+def test_an_original_has_no_steps(bert, reviews, tmp_path):
+    with pytest.raises(ArtifactError, match="compressed"):
+        commands.bench_steps(bert, QUICK, data=reviews, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_speed_ups_are_those_of_the_samples():
+    rng = np.random.default_rng(0)
+    base_N = rng.lognormal(0, 0.01, 50)
+    samples = {"single": [8 * base_N, 4 * base_N, 2 * base_N], "offline": [2 * base_N, base_N, base_N]}
+    steps = [STEP, {**STEP, "stage": "quantize", "value": 0.8}]
+    rows = rows_of(steps, samples, sizes=[3, 2, 1], memory=[30, 20, 10])
+    assert [row["single_speedup"]["value"] for row in rows] == pytest.approx([1, 2, 4])
+    assert [row["offline_speedup"]["value"] for row in rows] == pytest.approx([1, 2, 2])
+    assert [(row["value"], row["size_bytes"], row["memory_bytes"]) for row in rows] == [
+        (0.9, 3, 30),
+        (0.9, 2, 20),
+        (0.8, 1, 10),
+    ]
+
+
+@pytest.mark.parametrize("setting", [{"calls": 0}, {"rows": -1}, {"seconds": float("inf")}, {"threads": 0}])
+def test_what_cannot_be_measured_is_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        Steps(**setting)
+
+
+def test_a_process_that_fails_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DeploykitError, match="empty"):
+        peak_bytes(tmp_path / "empty", [{"text": "good"}])
+
+
+def test_the_report_draws_the_steps(measured, tmp_path):
+    from deploykit.report import ReportSettings, report
+    from tests.report.evidence import model, seal, validation
+
+    for side in ("head", "base"):
+        seal(tmp_path / side / "validation", *validation(model(side), 0.9))
+    artifact.copy(measured, tmp_path / "head" / "steps")
+    report(tmp_path / "head", tmp_path / "base", tmp_path / "report", ReportSettings())
+    record = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [row["stage"] for row in record["steps"]] == [PYTORCH, "original", "prune", "quantize"]
+    page, text = ((tmp_path / "report" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "What each step gave" in page
+    assert "What each step gave" in text
+
+
+def test_bench_of_a_compressed_checkpoint_measures_its_steps(compressed, reviews, tmp_path, capsys):
+    args = ["bench", str(compressed.path), "--data", str(reviews), "--out", str(tmp_path / "out")]
+    assert cli.main([*args, "--scenario", "single"]) == 2
+    assert "scenarios" in capsys.readouterr().err
+    assert cli.main(args) == 0
+    printed = capsys.readouterr().out
+    assert all(step in printed for step in (PYTORCH, "original", "prune", "quantize"))
