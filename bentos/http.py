@@ -23,6 +23,9 @@ LOGGING = {"access": {"enabled": False}}
 """No line per request: `/metrics` counts them, and a line costs a third of a millisecond."""
 PATH = "/predict"
 MAX_BODY_BYTES = 1 << 20
+MAX_DISCARDED_BYTES = 1 << 26
+"""A body over the limit is read up to here before it is refused: a client that still sends would see its connection
+reset, not the answer."""
 MAX_BODY_SECONDS = 30
 """How long a body may take to arrive; BentoML gives up after 60 seconds, with a 5xx."""
 MAX_ROWS = 256
@@ -79,8 +82,9 @@ class Gate:
         """Answer a bad request; hand a good one on with its rows."""
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
             try:
+                body = await self._body(receive)  # first, whatever its type: see MAX_DISCARDED_BYTES
                 _require_json(Request(scope).headers.get("content-type", "application/json"))
-                scope[_ROWS] = rows_of(await self._body(receive), self.task.check)
+                scope[_ROWS] = rows_of(body, self.task.check)
             except Refused as refused:
                 await JSONResponse({"error": str(refused)}, refused.status)(scope, receive, send)
                 return
@@ -138,12 +142,14 @@ async def read_body(receive: Receive) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refused(HTTPStatus.BAD_REQUEST, "the client went away")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            line = f"the body: expected at most {MAX_BODY_BYTES} bytes, found more; send fewer rows at a time"
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, line)
-        more = message.get("more_body", False)
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= MAX_BODY_BYTES:
+            parts.append(part)
+        more = message.get("more_body", False) and size <= MAX_DISCARDED_BYTES
+    if size > MAX_BODY_BYTES:
+        line = f"the body: expected at most {MAX_BODY_BYTES} bytes, found more; send fewer rows at a time"
+        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, line)
     return b"".join(parts)
 
 

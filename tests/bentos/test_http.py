@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bentos.http import MAX_BODY_BYTES, MAX_ROWS, PATH, Gate, Refused, rows_of
+from bentos.http import MAX_BODY_BYTES, MAX_DISCARDED_BYTES, MAX_ROWS, PATH, Gate, Refused, rows_of
 from deploykit.runtime.tasks import TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 GOOD = {"text": "a good film"}
@@ -85,7 +85,7 @@ async def test_a_body_that_comes_in_parts_is_read_whole():
 
 @pytest.mark.anyio
 async def test_a_body_over_the_limit_is_refused_before_its_end():
-    endless = [b" " * (MAX_BODY_BYTES // 2)] * 3
+    endless = [b" " * (MAX_BODY_BYTES // 2)] * (2 * MAX_DISCARDED_BYTES // MAX_BODY_BYTES + 3)
     assert (await _through_gate(endless))[0] == 413
     body = json.dumps({"rows": [GOOD]}).encode()
     assert (await _through_gate([body.ljust(MAX_BODY_BYTES)]))[0] == 200

@@ -52,7 +52,7 @@ def test_a_bad_request_gets_one_line_and_never_an_error_of_the_server(served: st
 @pytest.mark.parametrize(
     ("method", "path", "content_type", "body", "status"),
     [
-        ("POST", "/predict", "application/json", b" " * (MAX_BODY_BYTES + 1), 413),
+        ("POST", "/predict", "application/json", b" " * (20 * MAX_BODY_BYTES), 413),
         ("POST", "/predict", "application/vnd.bentoml+pickle", b"cos\nsystem\n(S'false'\ntR.", 415),
         ("POST", "/predict", "multipart/form-data", b"--x", 415),
         ("POST", "/predict", "application/x-www-form-urlencoded", b"rows=1", 415),
