@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from deploykit import checkpoint
 from deploykit.check import int8, parity
 from deploykit.check.parity import TOLERANCES, Invariance, Outputs, Parity, compare
-from deploykit.checkpoint import Checkpoint, Quantization
+from deploykit.checkpoint import Checkpoint
 from deploykit.evidence import Gate
 from deploykit.runtime.model import Model
 from deploykit.runtime.tokenizer import Encoding
+from deploykit.spec import Quantization, quantization_from
 
 BATCH_SIZE = 32
 """The model and its reference run the very same batches: an int8 activation's scale depends on its batch."""
@@ -93,7 +94,7 @@ def invariance(model: Model, encodings: Sequence[Encoding], unit: float | None) 
 def decision(model: Model) -> Quantization | None:
     """Return the quantization that a graph was lowered with."""
     value = model.info.quantization
-    return Quantization(**{**value, "keep_float": tuple(value["keep_float"])}) if value else None
+    return quantization_from(value) if value else None
 
 
 def in_vocabulary(encodings: Sequence[Encoding], size: int, pad_id: int) -> list[Encoding]:
