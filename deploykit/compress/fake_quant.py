@@ -101,7 +101,12 @@ def fake_quantize(model: PreTrainedModel, quantization: Quantization) -> None:
     keep_first_token(model)
     for name in quantized_names(model, quantization):
         linear = cast("nn.Linear", model.get_submodule(name))
-        model.set_submodule(name, FakeQuantLinear(linear, quantization.weight_bits))
+        model.set_submodule(name, imitation(linear, name, quantization))
+
+
+def imitation(linear: nn.Linear, _name: str, quantization: Quantization) -> nn.Module:
+    """Return a module that computes what a quantized linear module does in the exported graph."""
+    return FakeQuantLinear(linear, quantization.weight_bits)
 
 
 def quantized_names(model: PreTrainedModel, quantization: Quantization) -> list[str]:
