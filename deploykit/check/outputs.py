@@ -63,6 +63,10 @@ def own_parity(model: Model, folder: Path, source: Checkpoint, rows: Rows) -> Ow
         reference = _logits(source, rows)
         part = _tight("outputs", model, compare(reference, candidate, rows.numbers))
         return OwnParity((part,), reference, candidate, None)
+    if quantization.scheme == "int4":  # activations are in float: nothing amplifies rounding
+        reference = _logits(int8.weights_reference(source, quantization), rows)
+        part = _tight("outputs", model, compare(reference, candidate, rows.numbers))
+        return OwnParity((part,), reference, candidate, None)
     scaled_back = _logits(int8.weights_reference(source, quantization), rows)
     reference = _logits(int8.quantized_reference(source, quantization), rows)
     in_float = int8.float_activations(model, folder).logits(rows.encodings, BATCH_SIZE)
@@ -87,7 +91,7 @@ def invariance(model: Model, encodings: Sequence[Encoding], unit: float | None) 
     padded = [model.run([encoding, longest])[0] for encoding in encodings]
     found = parity.invariance(alone, padded, _mixed(model, encodings))
     if unit is None:
-        return found, parity.judge_invariance(found, TOLERANCES[model.info.precision])
+        return found, parity.judge_invariance(found, _tolerance(model))
     return found, parity.judge_rounded_invariance(found, unit)
 
 
@@ -124,9 +128,12 @@ def _logits(source: Checkpoint, rows: Rows) -> Outputs:
 
 
 def _tight(name: str, model: Model, found: Parity) -> Part:
-    """Judge by the tolerance of a float precision; parts of int8 graphs are held to that of fp32."""
-    budget = TOLERANCES.get(model.info.precision, TOLERANCES["fp32"])
-    return Part(name, found, parity.judge(f"parity: {name}", found, budget))
+    return Part(name, found, parity.judge(f"parity: {name}", found, _tolerance(model)))
+
+
+def _tolerance(model: Model) -> float:
+    """Return the tolerance of a float precision; int4 graphs and the parts of int8 graphs are held to that of fp32."""
+    return TOLERANCES.get(model.info.precision, TOLERANCES["fp32"])
 
 
 def _products(model: Model, folder: Path, rows: Rows) -> Part:

@@ -7,11 +7,10 @@ so their outputs are computed once and handed on: half of the work is saved.
     N rows   C labels   L tokens of a row
 """
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -24,7 +23,7 @@ from deploykit import checkpoint as checkpoints
 from deploykit import families
 from deploykit.checkpoint import Checkpoint, Quantization
 from deploykit.compress.fake_quant import imitation, quantized_names
-from deploykit.compress.first_token import keep_first_token
+from deploykit.compress.first_token import reduced
 from deploykit.errors import UsageError
 from deploykit.tasks import task_named
 from deploykit.train.labelled import Labelled
@@ -51,8 +50,7 @@ def sensitivities(source: Checkpoint, rows: Labelled, quantization: Quantization
         rows: at least one.
         quantization: which modules, and how.
     """
-    probe = replace(source, model=copy.deepcopy(source.model))
-    keep_first_token(probe.model)
+    probe = reduced(source)
     logits = _run(probe, rows)
     before = _metric(source, rows, logits)
     found = []
