@@ -95,14 +95,22 @@ def float_activations(model: Model, folder: Path) -> Model:
     return _opened(model, graph)
 
 
-def product_parity(model: Model, folder: Path, encodings: Sequence[Encoding]) -> dict[str, Parity]:
+def product_parity(
+    model: Model, folder: Path, encodings: Sequence[Encoding], activations: Sequence[Activation] = ()
+) -> dict[str, Parity]:
     """Compare every integer product, on the inputs that one batch gives it, with its definition; by node.
 
+    Args:
+        model: the graph that lies in `folder`.
+        folder: the exported model.
+        encodings: at least one row.
+        activations: the static decision; what the graph says of itself proves nothing.
+
     Raises:
-        ArtifactError: a product is not fed by a quantization.
+        ArtifactError: a product is not fed by a quantization, or the decision knows nothing of it.
     """
     graph = onnx.load(folder / GRAPH)
-    products = list(_products(graph, folder))
+    products = [_as_decided(product, activations, folder) for product in _products(graph, folder)]
     seen = list(dict.fromkeys(name for product in products for name in (product.x, product.node.output[0])))
     graph.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in seen)
     session = _opened(model, graph).session
@@ -146,6 +154,21 @@ def _products(graph: ModelProto, folder: Path) -> Iterator[_Product]:
                 )
             static = _static(source, constants)
             yield _Product(node, source.input[0], constants[weight], constants[scale], bias, static)
+
+
+def _as_decided(product: _Product, activations: Sequence[Activation], folder: Path) -> _Product:
+    """Return the product with the activation that was decided for its module, whose name the node bears."""
+    if product.activation is None:
+        return product
+    decided = next((one for one in activations if one.name == product.node.name), None)
+    if decided is None:
+        raise ArtifactError(
+            folder / GRAPH,
+            expected="a calibrated activation for every static product",
+            found=f"none for {product.node.name}",
+            next_step="export the checkpoint anew",
+        )
+    return replace(product, activation=decided)
 
 
 def _static(source: NodeProto, constants: Mapping[str, NDArray[Any]]) -> Activation | None:

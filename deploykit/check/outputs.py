@@ -58,7 +58,8 @@ class OwnParity:
 def own_parity(model: Model, folder: Path, source: Checkpoint, rows: Rows) -> OwnParity:
     """Compare an exported model, which lies in `folder`, with the checkpoint that it was exported from."""
     candidate = model.logits(rows.encodings, BATCH_SIZE)
-    quantization = decision(model)
+    lowered = decision(model)
+    quantization = (source.spec.quantization or lowered) if lowered else None
     if quantization is None:
         reference = _logits(source, rows)
         part = _tight("outputs", model, compare(reference, candidate, rows.numbers))
@@ -73,7 +74,7 @@ def own_parity(model: Model, folder: Path, source: Checkpoint, rows: Rows) -> Ow
     unit, found = compare(scaled_back, reference).typical, compare(reference, candidate, rows.numbers)
     parts = (
         _tight("outputs with float activations", model, compare(scaled_back, in_float, rows.numbers)),
-        _products(model, folder, rows),
+        _products(model, folder, rows, quantization),
         Part("outputs", found, parity.judge_rounding("parity: outputs", found, unit)),
     )
     return OwnParity(parts, reference, candidate, unit)
@@ -136,8 +137,8 @@ def _tolerance(model: Model) -> float:
     return TOLERANCES.get(model.info.precision, TOLERANCES["fp32"])
 
 
-def _products(model: Model, folder: Path, rows: Rows) -> Part:
-    found = int8.product_parity(model, folder, rows.encodings[:_PRODUCT_ROWS])
+def _products(model: Model, folder: Path, rows: Rows, quantization: Quantization) -> Part:
+    found = int8.product_parity(model, folder, rows.encodings[:_PRODUCT_ROWS], quantization.activations)
     node, worst = int8.worst_of(found)
     return Part(
         f"{len(found)} integer products",

@@ -37,7 +37,7 @@ class _StaticLinear(torch.autograd.Function):
         x, _weight, scale, _bias = tensors
         shape = x.type().sizes()  # None where the exporter has lost it
         made = x.type() if shape is None else x.type().with_sizes([*shape[:-1], *scale.type().sizes()])
-        how = {"x_scale_f": activation.scale, "x_zero_i": activation.zero_point}
+        how = {"x_scale_f": activation.scale, "x_zero_i": activation.zero_point, "module_s": activation.name}
         return g.op(f"{operators.DOMAIN}::{STATIC_LINEAR}", *tensors, **how).setType(made)
 
 
@@ -80,7 +80,8 @@ def lower_linears(model: ir.Model) -> None:
                 made[how] = [new[0].outputs[0], *constants]
             quantized, x_scale, x_zero = made[how]
             inputs = [quantized, weight, x_scale, scale, x_zero, None, bias]
-            product = ir.node(PRODUCT, inputs, domain=CONTRIB, name=node.name)
+            module = node.attributes["module"].as_string()  # by which `check.int8` finds the decided activation
+            product = ir.node(PRODUCT, inputs, domain=CONTRIB, name=module)
             replace(model, node, [*new, product], node.outputs[0])
 
 
