@@ -11,16 +11,17 @@ from deploykit.compress import waterfall
 from deploykit.compress.distil import Distil
 from deploykit.compress.prune import Prune
 from deploykit.compress.quantize import Quantize
+from deploykit.compress.smooth import Smooth
 from deploykit.environment import cache_dir
 from deploykit.errors import OutputExists, UsageError
 from deploykit.stage import Stage
 
-__all__ = ["COMPRESS_STAGES", "Distil", "Prune", "Quantize", "compress"]
+__all__ = ["COMPRESS_STAGES", "Distil", "Prune", "Quantize", "Smooth", "compress"]
 
 OnRow = Callable[[Mapping[str, Any]], None]
 
-COMPRESS_STAGES: Mapping[str, type[Distil | Prune | Quantize]] = MappingProxyType(
-    {Distil.verb: Distil, Prune.verb: Prune, Quantize.verb: Quantize}
+COMPRESS_STAGES: Mapping[str, type[Distil | Prune | Smooth | Quantize]] = MappingProxyType(
+    {Distil.verb: Distil, Prune.verb: Prune, Smooth.verb: Smooth, Quantize.verb: Quantize}
 )
 
 
