@@ -9,13 +9,12 @@ and says little; here each of these is an error that names the tensor. Pickled w
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -24,14 +23,16 @@ from deploykit import artifact, families
 from deploykit.artifact import Artifact
 from deploykit.environment import cache_dir
 from deploykit.errors import CheckpointError, UsageError
-from deploykit.families import Structure
 from deploykit.runtime import batching
 from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
+from deploykit.spec import Quantization as Quantization
+from deploykit.spec import Spec as Spec
+from deploykit.spec import spec_from
 from deploykit.tasks import TASKS, task_named
+from deploykit.weights import WEIGHTS, read_tensors
 
 SPEC = "deploykit.json"
-WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 FORMAT = 1
 
@@ -39,30 +40,6 @@ _UNSET_LENGTH = 1_000_000
 """A tokenizer configuration without a limit holds 10^30; anything above this means none."""
 _PADDED_ROWS = 1024
 """Embeddings are padded to a multiple of 64 or 128; more rows than this above the tokenizer's is another vocabulary."""
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """What compress decided and export lowers."""
-
-    scheme: Literal["dynamic-int8"]
-    weight_bits: int = 7
-    """7 keeps pairs of uint8 x int8 products within 16 bits: exact on processors without VNNI."""
-    keep_float: tuple[str, ...] = ()
-    """Linear modules, relative to the model, that stay in float."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What `deploykit.json` of a checkpoint adds to the Hugging Face configuration."""
-
-    task: str
-    max_length: int
-    """Tokens, special ones included."""
-    pad_id: int
-    structure: Structure | None = None
-    """Kept heads and widths, where pruning made them differ from the configuration's."""
-    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +91,7 @@ def load(source: Artifact, task: str | None = None) -> Checkpoint:
     path = source.path
     config = _config(path)
     spec = _spec(path, config, task)
-    tensors = _tensors(path)
-    _require_finite(path, tensors)
+    tensors = read_tensors(path)
     model, missing, unexpected, misshapen = _filled(config, spec, tensors)
     _require_exact(path, missing, unexpected, misshapen)
     return _checkpoint(path, model, spec)
@@ -131,8 +107,7 @@ def load_base(source: Artifact, task: str, labels: Sequence[str], seed: int) -> 
     config = _config(path)
     config.id2label, config.label2id = dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
     spec = Spec(task, _max_length(path, config), _pad_id(path, config))
-    tensors = _tensors(path)
-    _require_finite(path, tensors)
+    tensors = read_tensors(path)
     torch.manual_seed(seed)
     model, missing, unexpected, misshapen = _filled(config, spec, tensors)
     _require_exact(path, *(_in_backbone(model, names) for names in (missing, unexpected, misshapen)))
@@ -246,20 +221,11 @@ def _spec(path: Path, config: PretrainedConfig, task: str | None) -> Spec:
     if not (path / SPEC).is_file():
         return Spec(task or _task_of(path, config), _max_length(path, config), _pad_id(path, config))
     value = artifact.read_json(path / SPEC, CheckpointError)
-    structure, quantization = value["structure"], value["quantization"]
     if task is not None and task != value["task"]:
         raise CheckpointError(
             path, expected=f"a checkpoint for {task}", found=f"one for {value['task']}", next_step="name the right task"
         )
-    return Spec(
-        value["task"],
-        value["max_length"],
-        value["pad_id"],
-        Structure(tuple(structure["heads"]), tuple(structure["ffn"])) if structure else None,
-        Quantization(quantization["scheme"], quantization["weight_bits"], tuple(quantization["keep_float"]))
-        if quantization
-        else None,
-    )
+    return spec_from(value)
 
 
 def _task_of(path: Path, config: PretrainedConfig) -> str:
@@ -330,46 +296,6 @@ def _tokenizer_file(path: Path) -> Path:
 def _plain_tokenizer(file: Path) -> dict[str, Any]:
     """Read a tokenizer without its padding and truncation, which are the caller's business."""
     return {**artifact.read_json(file, CheckpointError), "padding": None, "truncation": None}
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Read every tensor of a folder's safetensors files, shards included."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        pickles = [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.ckpt")]
-        found = f"only pickled weights ({pickles[0].name}), which are never loaded" if pickles else "no weights"
-        raise CheckpointError(
-            path, expected=WEIGHTS, found=found, next_step="save the model as safetensors with save_pretrained"
-        )
-    if (index := path / f"{WEIGHTS}.index.json").is_file():
-        wanted = set(artifact.read_json(index, CheckpointError)["weight_map"].values())
-        if absent := wanted - {file.name for file in files}:
-            raise CheckpointError(
-                path, expected=f"shard {min(absent)}", found="no such file", next_step="copy the checkpoint again"
-            )
-        files = [path / name for name in sorted(wanted)]
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as handle:
-                tensors |= {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError, ValueError) as cause:
-            raise CheckpointError(
-                file, expected="a whole safetensors file", found=str(cause), next_step="copy the checkpoint again"
-            ) from cause
-    return tensors
-
-
-def _require_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(
-                path,
-                expected="finite weights",
-                found=f"{count} NaN or infinite values in {name}",
-                next_step="use an earlier checkpoint",
-            )
 
 
 def _filled(

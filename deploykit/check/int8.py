@@ -27,15 +27,22 @@ from torch import nn
 
 from deploykit.check.parity import Outputs, Parity, compare
 from deploykit.checkpoint import Checkpoint, Quantization
-from deploykit.compress.fake_quant import dynamic_linear, fake_quantize, quantized_names, weights_quantized
+from deploykit.compress.fake_quant import (
+    dynamic_linear,
+    fake_quantize,
+    quantized_names,
+    rounded_weight,
+    static_linear,
+)
 from deploykit.errors import ArtifactError
 from deploykit.runtime.batching import pad
 from deploykit.runtime.model import Model
 from deploykit.runtime.model_info import GRAPH
 from deploykit.runtime.session import open_session, run_session
 from deploykit.runtime.tokenizer import Encoding
+from deploykit.spec import Activation
 
-QUANTIZE = "DynamicQuantizeLinear"
+QUANTIZE = ("DynamicQuantizeLinear", "QuantizeLinear")
 PRODUCT = "MatMulIntegerToFloat"
 """The operators that export lowers a quantized linear module to."""
 
@@ -53,6 +60,8 @@ class _Product:
     """(O,)."""
     bias: str
     """The name of the bias (O,); empty where there is none."""
+    activation: Activation | None
+    """How x is quantized; None: by the range of the batch."""
 
 
 def quantized_reference(source: Checkpoint, quantization: Quantization) -> Checkpoint:
@@ -68,8 +77,7 @@ def weights_reference(source: Checkpoint, quantization: Quantization) -> Checkpo
     with torch.no_grad():
         for name in quantized_names(model, quantization):
             weight = cast("nn.Linear", model.get_submodule(name)).weight
-            quantized_OI, scale_O = weights_quantized(weight, quantization.weight_bits)
-            weight.copy_(quantized_OI * scale_O[:, None])
+            weight.copy_(rounded_weight(weight, quantization))
     return replace(source, model=model)
 
 
@@ -77,24 +85,32 @@ def float_activations(model: Model, folder: Path) -> Model:
     """Open an int8 model's graph with float activations: each product becomes x (W * scale) + bias.
 
     Raises:
-        ArtifactError: a product is not fed by DynamicQuantizeLinear.
+        ArtifactError: a product is not fed by a quantization.
     """
     graph = onnx.load(folder / GRAPH)
     replaced = {product.node.output[0]: _in_float(product, graph) for product in _products(graph, folder)}
     nodes = [new for node in graph.graph.node for new in replaced.get(node.output[0], [node])]
     del graph.graph.node[:]
-    graph.graph.node.extend(node for node in nodes if node.op_type != QUANTIZE)
+    graph.graph.node.extend(node for node in nodes if node.op_type not in QUANTIZE)
     return _opened(model, graph)
 
 
-def product_parity(model: Model, folder: Path, encodings: Sequence[Encoding]) -> dict[str, Parity]:
+def product_parity(
+    model: Model, folder: Path, encodings: Sequence[Encoding], activations: Sequence[Activation] = ()
+) -> dict[str, Parity]:
     """Compare every integer product, on the inputs that one batch gives it, with its definition; by node.
 
+    Args:
+        model: the graph that lies in `folder`.
+        folder: the exported model.
+        encodings: at least one row.
+        activations: the static decision; what the graph says of itself proves nothing.
+
     Raises:
-        ArtifactError: a product is not fed by DynamicQuantizeLinear.
+        ArtifactError: a product is not fed by a quantization, or the decision knows nothing of it.
     """
     graph = onnx.load(folder / GRAPH)
-    products = list(_products(graph, folder))
+    products = [_as_decided(product, activations, folder) for product in _products(graph, folder)]
     seen = list(dict.fromkeys(name for product in products for name in (product.x, product.node.output[0])))
     graph.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in seen)
     session = _opened(model, graph).session
@@ -117,7 +133,8 @@ def worst_of(parities: Mapping[str, Parity]) -> tuple[str, Parity]:
 def _defined(product: _Product, x: NDArray[np.float32], biases: Mapping[str, NDArray[Any]]) -> Outputs:
     bias = torch.from_numpy(biases[product.bias].copy()) if product.bias else None
     weight_OI = torch.from_numpy(product.weight.T.astype(np.float32))
-    outputs = dynamic_linear(torch.from_numpy(x), weight_OI, torch.from_numpy(product.scale.copy()), bias)
+    given = torch.from_numpy(x), weight_OI, torch.from_numpy(product.scale.copy()), bias
+    outputs = static_linear(*given, product.activation) if product.activation else dynamic_linear(*given)
     return list(outputs.numpy())
 
 
@@ -128,14 +145,37 @@ def _products(graph: ModelProto, folder: Path) -> Iterator[_Product]:
         if node.op_type == PRODUCT:
             quantized, weight, _, scale, _, weight_zero, bias = [*node.input, "", ""][:7]
             source = producers.get(quantized)
-            if source is None or source.op_type != QUANTIZE or weight_zero or weight not in constants:
+            if source is None or source.op_type not in QUANTIZE or weight_zero or weight not in constants:
                 raise ArtifactError(
                     folder / GRAPH,
-                    expected=f"{PRODUCT} of {QUANTIZE} and symmetric constant weights",
+                    expected=f"{PRODUCT} of {' or '.join(QUANTIZE)} and symmetric constant weights",
                     found=f"another form at {node.name or node.output[0]}",
                     next_step="export the checkpoint anew",
                 )
-            yield _Product(node, source.input[0], constants[weight], constants[scale], bias)
+            static = _static(source, constants)
+            yield _Product(node, source.input[0], constants[weight], constants[scale], bias, static)
+
+
+def _as_decided(product: _Product, activations: Sequence[Activation], folder: Path) -> _Product:
+    """Return the product with the activation that was decided for its module, whose name the node bears."""
+    if product.activation is None:
+        return product
+    decided = next((one for one in activations if one.name == product.node.name), None)
+    if decided is None:
+        raise ArtifactError(
+            folder / GRAPH,
+            expected="a calibrated activation for every static product",
+            found=f"none for {product.node.name}",
+            next_step="export the checkpoint anew",
+        )
+    return replace(product, activation=decided)
+
+
+def _static(source: NodeProto, constants: Mapping[str, NDArray[Any]]) -> Activation | None:
+    if len(source.input) == 1:
+        return None
+    _, scale, zero_point = source.input
+    return Activation(source.name, float(constants[scale]), int(constants[zero_point]))
 
 
 def _in_float(product: _Product, graph: ModelProto) -> list[NodeProto]:

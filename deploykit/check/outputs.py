@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from deploykit import checkpoint
 from deploykit.check import int8, parity
 from deploykit.check.parity import TOLERANCES, Invariance, Outputs, Parity, compare
-from deploykit.checkpoint import Checkpoint, Quantization
+from deploykit.checkpoint import Checkpoint
 from deploykit.evidence import Gate
 from deploykit.runtime.model import Model
 from deploykit.runtime.tokenizer import Encoding
+from deploykit.spec import Quantization, quantization_from
 
 BATCH_SIZE = 32
 """The model and its reference run the very same batches: an int8 activation's scale depends on its batch."""
@@ -57,9 +58,14 @@ class OwnParity:
 def own_parity(model: Model, folder: Path, source: Checkpoint, rows: Rows) -> OwnParity:
     """Compare an exported model, which lies in `folder`, with the checkpoint that it was exported from."""
     candidate = model.logits(rows.encodings, BATCH_SIZE)
-    quantization = decision(model)
+    lowered = decision(model)
+    quantization = (source.spec.quantization or lowered) if lowered else None
     if quantization is None:
         reference = _logits(source, rows)
+        part = _tight("outputs", model, compare(reference, candidate, rows.numbers))
+        return OwnParity((part,), reference, candidate, None)
+    if quantization.scheme == "int4":  # activations are in float: nothing amplifies rounding
+        reference = _logits(int8.weights_reference(source, quantization), rows)
         part = _tight("outputs", model, compare(reference, candidate, rows.numbers))
         return OwnParity((part,), reference, candidate, None)
     scaled_back = _logits(int8.weights_reference(source, quantization), rows)
@@ -68,7 +74,7 @@ def own_parity(model: Model, folder: Path, source: Checkpoint, rows: Rows) -> Ow
     unit, found = compare(scaled_back, reference).typical, compare(reference, candidate, rows.numbers)
     parts = (
         _tight("outputs with float activations", model, compare(scaled_back, in_float, rows.numbers)),
-        _products(model, folder, rows),
+        _products(model, folder, rows, quantization),
         Part("outputs", found, parity.judge_rounding("parity: outputs", found, unit)),
     )
     return OwnParity(parts, reference, candidate, unit)
@@ -86,14 +92,14 @@ def invariance(model: Model, encodings: Sequence[Encoding], unit: float | None) 
     padded = [model.run([encoding, longest])[0] for encoding in encodings]
     found = parity.invariance(alone, padded, _mixed(model, encodings))
     if unit is None:
-        return found, parity.judge_invariance(found, TOLERANCES[model.info.precision])
+        return found, parity.judge_invariance(found, _tolerance(model))
     return found, parity.judge_rounded_invariance(found, unit)
 
 
 def decision(model: Model) -> Quantization | None:
     """Return the quantization that a graph was lowered with."""
     value = model.info.quantization
-    return Quantization(**{**value, "keep_float": tuple(value["keep_float"])}) if value else None
+    return quantization_from(value) if value else None
 
 
 def in_vocabulary(encodings: Sequence[Encoding], size: int, pad_id: int) -> list[Encoding]:
@@ -123,13 +129,16 @@ def _logits(source: Checkpoint, rows: Rows) -> Outputs:
 
 
 def _tight(name: str, model: Model, found: Parity) -> Part:
-    """Judge by the tolerance of a float precision; parts of int8 graphs are held to that of fp32."""
-    budget = TOLERANCES.get(model.info.precision, TOLERANCES["fp32"])
-    return Part(name, found, parity.judge(f"parity: {name}", found, budget))
+    return Part(name, found, parity.judge(f"parity: {name}", found, _tolerance(model)))
 
 
-def _products(model: Model, folder: Path, rows: Rows) -> Part:
-    found = int8.product_parity(model, folder, rows.encodings[:_PRODUCT_ROWS])
+def _tolerance(model: Model) -> float:
+    """Return the tolerance of a float precision; int4 graphs and the parts of int8 graphs are held to that of fp32."""
+    return TOLERANCES.get(model.info.precision, TOLERANCES["fp32"])
+
+
+def _products(model: Model, folder: Path, rows: Rows, quantization: Quantization) -> Part:
+    found = int8.product_parity(model, folder, rows.encodings[:_PRODUCT_ROWS], quantization.activations)
     node, worst = int8.worst_of(found)
     return Part(
         f"{len(found)} integer products",

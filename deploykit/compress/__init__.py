@@ -11,16 +11,18 @@ from deploykit.compress import waterfall
 from deploykit.compress.distil import Distil
 from deploykit.compress.prune import Prune
 from deploykit.compress.quantize import Quantize
+from deploykit.compress.smooth import Smooth
+from deploykit.compress.train_quantized import TrainQuantized
 from deploykit.environment import cache_dir
 from deploykit.errors import OutputExists, UsageError
 from deploykit.stage import Stage
 
-__all__ = ["COMPRESS_STAGES", "Distil", "Prune", "Quantize", "compress"]
+__all__ = ["COMPRESS_STAGES", "Distil", "Prune", "Quantize", "Smooth", "TrainQuantized", "compress"]
 
 OnRow = Callable[[Mapping[str, Any]], None]
 
-COMPRESS_STAGES: Mapping[str, type[Distil | Prune | Quantize]] = MappingProxyType(
-    {Distil.verb: Distil, Prune.verb: Prune, Quantize.verb: Quantize}
+COMPRESS_STAGES: Mapping[str, type[Distil | Prune | Smooth | TrainQuantized | Quantize]] = MappingProxyType(
+    {each.verb: each for each in (Distil, Prune, Smooth, TrainQuantized, Quantize)}
 )
 
 

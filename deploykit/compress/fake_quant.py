@@ -1,7 +1,8 @@
-"""The arithmetic of dynamic int8, once: what export lowers and what the fake-quantized reference computes.
+"""The arithmetic of int8, once: what export lowers and what the fake-quantized reference computes.
 
-Activations are uint8 with one scale for the whole padded batch (ONNX DynamicQuantizeLinear-11), weights are int8 with
-one scale per output channel and no zero point. Products accumulate in 32 bits, as MatMulInteger says. Processors
+Activations are uint8 with one scale for the whole padded batch (ONNX DynamicQuantizeLinear-11) or, static, with the
+scale that calibration decided (QuantizeLinear-19), weights are int8 with one scale per output channel and no zero
+point. Products accumulate in 32 bits, as MatMulInteger says. Processors
 without VNNI add pairs of uint8 x int8 products in 16 bits (vpmaddubsw) and saturate: 2 * 255 * 127 does not fit,
 2 * 255 * 64 does. Hence weights of 7 bits, within [-64, 64], are exact on every processor, and weights of 8 bits,
 within [-127, 127], only where `environment.has_vnni()`.
@@ -10,6 +11,7 @@ within [-127, 127], only where `environment.has_vnni()`.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,7 +21,9 @@ from transformers import PreTrainedModel
 from deploykit import families
 from deploykit.checkpoint import Quantization
 from deploykit.compress.first_token import keep_first_token
+from deploykit.compress.int4 import int4_rounded
 from deploykit.errors import UsageError
+from deploykit.spec import Activation
 
 WEIGHT_LIMITS = {7: 64, 8: 127}
 """Weight bits to the largest magnitude of a quantized weight."""
@@ -75,14 +79,30 @@ def dynamic_linear(x_NI: Tensor, weight_OI: Tensor, scale_O: Tensor, bias_O: Ten
     return product_NO if bias_O is None else product_NO + bias_O
 
 
+def quantized_as(x_NI: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Quantize as QuantizeLinear does: halves to even, what is out of range is cut; uint8 (N,I)."""
+    return (torch.round(x_NI / scale) + zero_point.float()).clamp(0.0, 255.0).to(torch.uint8)
+
+
+def static_linear(
+    x_NI: Tensor, weight_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None, activation: Activation
+) -> Tensor:
+    """Multiply as `dynamic_linear` does, activations quantized as calibration decided; float32 (N,O)."""
+    scale, zero_point = torch.tensor(activation.scale), torch.tensor(activation.zero_point)
+    x_quantized = quantized_as(x_NI, scale, zero_point)
+    product_NO = integer_product(x_quantized.float() - zero_point.float(), weight_OI) * (scale * scale_O)
+    return product_NO if bias_O is None else product_NO + bias_O
+
+
 class FakeQuantLinear(nn.Module):
     """A linear module that computes what the exported int8 graph computes."""
 
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, linear: nn.Linear, bits: int) -> None:
+    def __init__(self, linear: nn.Linear, bits: int, activation: Activation | None = None) -> None:
         super().__init__()
+        self.activation = activation
         quantized_OI, scale_O = weights_quantized(linear.weight, bits)
         self.register_buffer("weight", quantized_OI.float())
         self.register_buffer("scale", scale_O)
@@ -90,7 +110,9 @@ class FakeQuantLinear(nn.Module):
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """Quantize, multiply, scale back and add the bias."""
-        return dynamic_linear(x_NI, self.weight, self.scale, self.bias)
+        if self.activation is None:
+            return dynamic_linear(x_NI, self.weight, self.scale, self.bias)
+        return static_linear(x_NI, self.weight, self.scale, self.bias, self.activation)
 
 
 def fake_quantize(model: PreTrainedModel, quantization: Quantization) -> None:
@@ -101,7 +123,40 @@ def fake_quantize(model: PreTrainedModel, quantization: Quantization) -> None:
     keep_first_token(model)
     for name in quantized_names(model, quantization):
         linear = cast("nn.Linear", model.get_submodule(name))
-        model.set_submodule(name, FakeQuantLinear(linear, quantization.weight_bits))
+        model.set_submodule(name, imitation(linear, name, quantization))
+
+
+def imitation(linear: nn.Linear, name: str, quantization: Quantization) -> nn.Module:
+    """Return a module that computes what a quantized linear module does in the exported graph."""
+    match quantization.scheme:
+        case "dynamic-int8":
+            return FakeQuantLinear(linear, quantization.weight_bits)
+        case "static-int8":
+            return FakeQuantLinear(linear, quantization.weight_bits, activation_of(name, quantization))
+        case "int4":
+            return with_weight(linear, rounded_weight(linear.weight, quantization))
+
+
+def rounded_weight(weight_OI: Tensor, quantization: Quantization) -> Tensor:
+    """Return the float weight that a decision's quantized one stands for (O,I)."""
+    if quantization.scheme == "int4":
+        assert quantization.block_size is not None
+        return int4_rounded(weight_OI, quantization.block_size)
+    quantized_OI, scale_O = weights_quantized(weight_OI, quantization.weight_bits)
+    return quantized_OI * scale_O[:, None]
+
+
+def with_weight(linear: nn.Linear, weight_OI: Tensor) -> nn.Linear:
+    """Return a linear module with another weight and the same bias."""
+    made = nn.utils.skip_init(nn.Linear, linear.in_features, linear.out_features, bias=linear.bias is not None)
+    made.weight = nn.Parameter(weight_OI, requires_grad=False)
+    made.bias = linear.bias
+    return made
+
+
+def activation_of(name: str, quantization: Quantization) -> Activation:
+    """Return how a module's input is quantized in a static decision."""
+    return next(one for one in quantization.activations if one.name == name)
 
 
 def quantized_names(model: PreTrainedModel, quantization: Quantization) -> list[str]:
@@ -141,6 +196,15 @@ def decide(model: PreTrainedModel, *, weight_bits: int = 7, keep_float: Iterable
             )
         kept.update(inside)
     return Quantization("dynamic-int8", weight_bits, tuple(name for name in names if name in kept))
+
+
+def decide_int4(model: PreTrainedModel, *, block_size: int = 32, keep_float: Iterable[str] = ()) -> Quantization:
+    """Decide int4 weights for the modules that `decide` takes.
+
+    Raises:
+        UsageError: a name in `keep_float` is no module with a matrix inside.
+    """
+    return replace(decide(model, keep_float=keep_float), scheme="int4", weight_bits=4, block_size=block_size)
 
 
 def _gives_logits(model: PreTrainedModel, name: str) -> bool:

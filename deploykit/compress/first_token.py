@@ -8,6 +8,8 @@ and the exported graph must both be rewritten, by this one function.
     N rows   L padded length   H hidden size   A heads * head size
 """
 
+import copy
+from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from deploykit import families
+from deploykit.checkpoint import Checkpoint
 from deploykit.families import Family
 
 
@@ -30,6 +33,13 @@ def keep_first_token(model: PreTrainedModel) -> None:
     layers = families.layer_list(model)
     if reads_first_token(model) and not isinstance(layers[-1], FirstTokenLayer):
         layers[-1] = FirstTokenLayer(layers[-1], model)
+
+
+def reduced(checkpoint: Checkpoint) -> Checkpoint:
+    """Copy a checkpoint with its last layer reduced to what the head reads."""
+    model = copy.deepcopy(checkpoint.model)
+    keep_first_token(model)
+    return replace(checkpoint, model=model)
 
 
 class FirstTokenLayer(nn.Module):

@@ -5,6 +5,7 @@ The metric is the task's primary one on the validation split, with the arithmeti
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,13 +104,22 @@ def as_exported(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def exported_bytes(model: PreTrainedModel, quantization: Quantization | None) -> int:
-    """Count the bytes of the weights: 4 a parameter; where int8, 1 a weight and a float32 scale an output channel."""
+    """Count the bytes of the weights: 4 a parameter; where quantized, 1 or 1/2 a weight and each float32 scale."""
     num_bytes = 4 * num_parameters(model)
-    for name in quantized_names(model, quantization) if quantization else ():
+    if quantization is None:
+        return num_bytes
+    for name in quantized_names(model, quantization):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        num_bytes += 4 * linear.out_features - 3 * linear.weight.numel()
+        num_bytes += _quantized_bytes(linear, quantization) - 4 * linear.weight.numel()
     return num_bytes
+
+
+def _quantized_bytes(linear: nn.Linear, quantization: Quantization) -> int:
+    if quantization.block_size is None:
+        return linear.weight.numel() + 4 * linear.out_features
+    num_blocks = linear.out_features * math.ceil(linear.in_features / quantization.block_size)
+    return num_blocks * (quantization.block_size // 2 + 4)
 
 
 def interval(found: Score, *, level: float = 0.95) -> tuple[float, float]:

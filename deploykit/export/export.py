@@ -14,18 +14,18 @@ import onnx_ir as ir
 from deploykit import checkpoint, families
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint, Quantization, input_names
-from deploykit.compress.fake_quant import decide
+from deploykit.compress.fake_quant import decide, decide_int4
 from deploykit.compress.first_token import keep_first_token
 from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
 from deploykit.evidence import Metric
-from deploykit.export import fuse, lower_int8, operators
+from deploykit.export import fuse, lowering, operators
 from deploykit.export.provider_options import Limits, provider_options
 from deploykit.export.trace import OUTPUT, trace
 from deploykit.runtime import model_info
 from deploykit.runtime.model_info import ModelInfo, Precision, Provider
 from deploykit.runtime.session import open_session
 
-_PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
+_PRECISIONS = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
 _ATTENTION = {"cpu": operators.MASKED_ROWS, "cuda": operators.ROW_LENGTHS, "tensorrt": "eager"}
 """TensorRT knows ONNX's own operators only, and fuses attention itself."""
 _DEFAULT_MAX_BATCH = 32
@@ -63,7 +63,7 @@ class Export:
     def write(self, source: Checkpoint, folder: Path) -> Mapping[str, Any]:
         """Write a loaded checkpoint as a model that the runtime opens; its PyTorch model is rewritten on the way."""
         precision = self._precision_for(source)
-        quantization = _decision(source) if precision == "int8" else None
+        quantization = _decision(source, precision) if precision in ("int8", "int4") else None
         graph, expected = _lowered(source, quantization, self.provider, precision)
         found = fuse.count(graph)
         fuse.require_fusions(found, expected, source.path)
@@ -88,7 +88,7 @@ class Export:
         if self.provider != "cpu":
             found = f"{source.spec.quantization.scheme} in the checkpoint"
             raise _refused("precision", f"fp32 or fp16 for provider {self.provider}", found)
-        return "int8"
+        return precision_of(source.spec.quantization)
 
     def _info(self, source: Checkpoint, precision: str, quantization: Quantization | None) -> ModelInfo:
         names, limits = input_names(source.model), Limits(self.max_batch or _DEFAULT_MAX_BATCH, source.spec.max_length)
@@ -110,9 +110,19 @@ def _refused(setting: str, expected: str, found: object) -> UsageError:
     return UsageError(f"export.{setting}", expected=expected, found=str(found), next_step="change the setting")
 
 
-def _decision(source: Checkpoint) -> Quantization:
-    """Return the checkpoint's decision; asked for int8 without one, the default of `quantize`."""
-    return source.spec.quantization or decide(source.model)
+def precision_of(quantization: Quantization) -> Precision:
+    """Return the precision that a decision is lowered to."""
+    return "int4" if quantization.scheme == "int4" else "int8"
+
+
+def _decision(source: Checkpoint, precision: str) -> Quantization:
+    """Return the checkpoint's decision; without one, the default of `quantize` at that precision."""
+    decided = source.spec.quantization
+    if decided is None:
+        return decide(source.model) if precision == "int8" else decide_int4(source.model)
+    if precision_of(decided) != precision:
+        raise _refused("precision", f"{precision_of(decided)} or a float one, as the checkpoint decides", precision)
+    return decided
 
 
 def _lowered(
@@ -125,12 +135,12 @@ def _lowered(
     expected["LayerNormalization"] = 2 * layers + 1
     keep_first_token(model)
     if quantization is not None:
-        expected[lower_int8.PRODUCT] = lower_int8.quantize_linears(model, quantization)
+        expected |= lowering.prepare(model, quantization)
     if precision == "fp16":
         model.half()  # type: ignore[no-untyped-call]
     graph = trace(model, input_names(model), _ATTENTION[provider])
     fuse.fuse_attention(graph)
-    lower_int8.lower_linears(graph)
+    lowering.lower(graph)
     fuse.clean(graph)
     return graph, expected
 

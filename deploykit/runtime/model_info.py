@@ -14,7 +14,7 @@ GRAPH = "model.onnx"
 FORMAT = 1
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 PROVIDERS: tuple[str, ...] = get_args(Provider)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 

@@ -1,0 +1,66 @@
+"""What `deploykit.json` of a checkpoint says: its task, its shape, and the decided quantization."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from deploykit.families import Structure
+
+Scheme = Literal["dynamic-int8", "static-int8", "int4"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How the input of one linear module is quantized to uint8, whatever the batch."""
+
+    name: str
+    """The linear module, relative to the model."""
+    scale: float
+    """A float32."""
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What compress decided and export lowers."""
+
+    scheme: Scheme
+    weight_bits: int = 7
+    """7 keeps pairs of uint8 x int8 products within 16 bits: exact on processors without VNNI."""
+    keep_float: tuple[str, ...] = ()
+    """Linear modules, relative to the model, that stay in float."""
+    activations: tuple[Activation, ...] = ()
+    """static-int8 only: one for each module that is not kept in float."""
+    block_size: int | None = None
+    """int4 only: how many weights of one output channel share a scale."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `deploykit.json` of a checkpoint adds to the Hugging Face configuration."""
+
+    task: str
+    max_length: int
+    """Tokens, special ones included."""
+    pad_id: int
+    structure: Structure | None = None
+    """Kept heads and widths, where pruning made them differ from the configuration's."""
+    quantization: Quantization | None = None
+
+
+def spec_from(value: Mapping[str, Any]) -> Spec:
+    """Read a spec from JSON."""
+    structure, quantization = value["structure"], value["quantization"]
+    return Spec(
+        value["task"],
+        value["max_length"],
+        value["pad_id"],
+        Structure(tuple(structure["heads"]), tuple(structure["ffn"])) if structure else None,
+        quantization_from(quantization) if quantization else None,
+    )
+
+
+def quantization_from(value: Mapping[str, Any]) -> Quantization:
+    """Read a decision from JSON; what an older one lacks has its default."""
+    activations = tuple(Activation(**item) for item in value.get("activations", ()))
+    return Quantization(**{**value, "keep_float": tuple(value["keep_float"]), "activations": activations})
