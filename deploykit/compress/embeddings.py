@@ -1,4 +1,4 @@
-"""The table of word embeddings: fewer rows.
+"""The table of word embeddings: where it is, and with fewer rows.
 
 V pieces before   K pieces kept   H hidden size
 """
@@ -18,7 +18,7 @@ def slice_rows(model: PreTrainedModel, order: Sequence[int]) -> None:
     without a row becomes None.
     """
     kept, table_VH = torch.tensor(order), word_embeddings(model).weight
-    tables = [module for module in model.modules() if getattr(module, "weight", None) is table_VH]
+    tables = list(dict.fromkeys(module for _, module in _holders(model)))
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     new = {old: index for index, old in enumerate(order)}
     if head is not None and head not in tables:
@@ -38,10 +38,26 @@ def word_embeddings(model: PreTrainedModel) -> nn.Embedding:
     return cast("nn.Embedding", model.get_input_embeddings())
 
 
+def lookups(model: PreTrainedModel) -> list[str]:
+    """Name the modules, relative to the model, that look pieces up in the table; an encoder and a decoder share it."""
+    return [name for name, module in _holders(model) if isinstance(module, nn.Embedding)]
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Tell whether a head over the vocabulary multiplies by the same table."""
+    return any(not isinstance(module, nn.Embedding) for _, module in _holders(model))
+
+
 def token_ids(config: Any) -> dict[str, list[int]]:
     """Return the token ids that a configuration names, by its attributes (pad_token_id and the like)."""
     named = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
     return {name: value if isinstance(value, list) else [value] for name, value in named.items() if value is not None}
+
+
+def _holders(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    table_VH = word_embeddings(model).weight
+    named = model.named_modules(remove_duplicate=False)
+    return [(name, module) for name, module in named if getattr(module, "weight", None) is table_VH]
 
 
 def _rows(table: Tensor, kept: Tensor) -> nn.Parameter:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from deploykit import artifact
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, Quantization, num_parameters, save
+from deploykit.compress.embeddings import is_tied, word_embeddings
 from deploykit.compress.fake_quant import fake_quantize, quantized_names
 from deploykit.errors import CheckpointError
 from deploykit.evidence import Metric
@@ -126,6 +127,9 @@ def exported_bytes(model: PreTrainedModel, quantization: Quantization | None) ->
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         num_bytes += _quantized_bytes(linear, quantization) - 4 * linear.weight.numel()
+    if quantization.embeddings == "int8":
+        table_VH = word_embeddings(model).weight
+        num_bytes += 4 * len(table_VH) + (1 if is_tied(model) else -3) * table_VH.numel()
     return num_bytes
 
 
