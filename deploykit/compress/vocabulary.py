@@ -1,12 +1,14 @@
 """A tokenizer's pieces: which must stay, which others those need, and `tokenizer.json` without the rest. Pure.
 
 A text all of whose pieces stay is tokenized as before:
-* WordPiece takes the longest piece that fits, again and again: the longest is still there, and nothing is new.
+* WordPiece takes the longest piece that fits, again and again: the longest is still there, and nothing is new. (But a
+  word that was unknown after some pieces, which no row then shows, may be spelled now.)
 * BPE joins the pair of the lowest rank, again and again: with the merges inside a piece kept, each step is the same.
 * Unigram takes the likeliest sequence: it is still there, with its scores, and nothing is new.
 
 Any other text falls back on shorter pieces. Single characters (bytes) stay, and so does a piece that has a character
-without a piece of its own, so that what could be spelled before can be spelled after.
+without a piece of its own, so that what could be spelled before can be spelled after. (WordPiece never looks back:
+where such characters are, this is all but sure. `round_trip` counts what became unknown.)
 
     V pieces before   K pieces kept
 """

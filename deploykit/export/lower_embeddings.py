@@ -1,6 +1,7 @@
 """Word embeddings as int8 rows with a scale each: looked up, widened and scaled.
 
-Two lookups, a cast and a product of ONNX's own operators. XXX
+Two lookups, a cast and a product. DequantizeLinear has no scale for each row that was looked up but through reshapes,
+and GatherBlockQuantized, one kernel, knows only blocks of a power of two.
 
     N rows   L padded length   V pieces   H hidden size
 """

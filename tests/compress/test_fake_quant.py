@@ -197,7 +197,7 @@ def test_a_head_that_shares_the_table_keeps_it():
     before_VH = word_embeddings(model).weight.detach().clone()
     fake_quantize_rows(model, Quantization("dynamic-int8", embeddings="int8"))
     assert not torch.equal(word_embeddings(model).weight, before_VH)
-    assert torch.equal(model.get_output_embeddings().weight, before_VH)  # type: ignore[no-untyped-call]
+    assert torch.equal(model.get_output_embeddings().weight, before_VH)
 
 
 def test_a_module_kept_in_float_keeps_all_matrices_inside():
