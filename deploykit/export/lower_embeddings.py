@@ -1,7 +1,9 @@
 """Word embeddings as int8 rows with a scale each: looked up, widened and scaled.
 
 Two lookups, a cast and a product. DequantizeLinear has no scale for each row that was looked up but through reshapes,
-and GatherBlockQuantized, one kernel, knows only blocks of a power of two.
+and GatherBlockQuantized, one kernel, knows only blocks of a power of two. Measured on a table of 30,522 by 384 (ORT
+1.31, AVX2, one thread): 26 pieces take 19.5 us (float 18.8, DequantizeLinear 20.4, GatherBlockQuantized 22.3), 32 rows
+of 40 pieces 280 us (256, 280, 489).
 
     N rows   L padded length   V pieces   H hidden size
 """
