@@ -171,7 +171,7 @@ def test_a_long_product_is_exact_where_one_float32_product_is_not():
 def test_every_linear_module_but_the_last_of_the_head_becomes_int8(family: str):
     model = AutoModelForSequenceClassification.from_config(tiny_config(family, CLASS_LABELS))
     decision = decide(model)
-    assert decision == Quantization("dynamic-int8", 7, (HEAD_ENDS[family],), "int8")
+    assert decision == Quantization("dynamic-int8", 7, (HEAD_ENDS[family],), embeddings="int8")
     names = quantized_names(model, decision)
     assert len(names) == 2 * 6 + 1
     fake_quantize(model, decision)
