@@ -34,6 +34,9 @@ from deploykit.weights import WEIGHTS, read_tensors
 
 SPEC = "deploykit.json"
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCABULARY = "vocabulary.json"
+"""What a pruned tokenizer was proven to do; see `compress.prune_vocabulary`."""
 FORMAT = 1
 
 _UNSET_LENGTH = 1_000_000
@@ -140,17 +143,21 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     save_tokenizer(checkpoint, folder)
-    if (checkpoint.path / "tokenizer_config.json").is_file():
-        artifact.write_json(
-            folder / "tokenizer_config.json",
-            artifact.read_json(checkpoint.path / "tokenizer_config.json", CheckpointError),
-        )
+    for name in (TOKENIZER_CONFIG, VOCABULARY):
+        if (checkpoint.path / name).is_file():
+            artifact.write_json(folder / name, artifact.read_json(checkpoint.path / name, CheckpointError))
     artifact.write_json(folder / SPEC, {"format": FORMAT, **asdict(checkpoint.spec)})
 
 
 def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     """Write `tokenizer.json` without padding and truncation, which are the caller's business."""
-    artifact.write_json(folder / TOKENIZER, _plain_tokenizer(_tokenizer_file(checkpoint.path)))
+    artifact.write_json(folder / TOKENIZER, tokenizer_json(checkpoint))
+
+
+def tokenizer_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read `tokenizer.json` without its padding and truncation."""
+    found = artifact.read_json(_tokenizer_file(checkpoint.path), CheckpointError)
+    return {**found, "padding": None, "truncation": None}
 
 
 def input_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -269,7 +276,7 @@ def _pad_id(path: Path, config: PretrainedConfig) -> int:
 
 
 def _tokenizer_config(path: Path) -> dict[str, Any]:
-    file = path / "tokenizer_config.json"
+    file = path / TOKENIZER_CONFIG
     return dict(artifact.read_json(file, CheckpointError)) if file.is_file() else {}
 
 
@@ -291,11 +298,6 @@ def _tokenizer_file(path: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TOKENIZER).write_text(text, encoding="utf-8")
     return folder / TOKENIZER
-
-
-def _plain_tokenizer(file: Path) -> dict[str, Any]:
-    """Read a tokenizer without its padding and truncation, which are the caller's business."""
-    return {**artifact.read_json(file, CheckpointError), "padding": None, "truncation": None}
 
 
 def _filled(

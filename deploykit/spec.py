@@ -33,6 +33,8 @@ class Quantization:
     """static-int8 only: one for each module that is not kept in float."""
     block_size: int | None = None
     """int4 only: how many weights of one output channel share a scale."""
+    embeddings: Literal["int8", "float32"] = "float32"
+    """The table of word embeddings: int8 with one scale a row, or float."""
 
 
 @dataclass(frozen=True)

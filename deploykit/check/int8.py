@@ -30,6 +30,7 @@ from deploykit.checkpoint import Checkpoint, Quantization
 from deploykit.compress.fake_quant import (
     dynamic_linear,
     fake_quantize,
+    fake_quantize_rows,
     quantized_names,
     rounded_weight,
     static_linear,
@@ -78,6 +79,7 @@ def weights_reference(source: Checkpoint, quantization: Quantization) -> Checkpo
         for name in quantized_names(model, quantization):
             weight = cast("nn.Linear", model.get_submodule(name)).weight
             weight.copy_(rounded_weight(weight, quantization))
+    fake_quantize_rows(model, quantization)
     return replace(source, model=model)
 
 

@@ -7,12 +7,15 @@ without VNNI add pairs of uint8 x int8 products in 16 bits (vpmaddubsw) and satu
 2 * 255 * 64 does. Hence weights of 7 bits, within [-64, 64], are exact on every processor, and weights of 8 bits,
 within [-127, 127], only where `environment.has_vnni()`.
 
-    N tokens, in any number of dimensions   I inputs   O outputs
+Word embeddings are int8 of 8 bits with one scale a row: a row that is looked up is multiplied by its scale, which
+gives the same floats in PyTorch and in ONNX Runtime.
+
+    N tokens, in any number of dimensions   I inputs   O outputs   V pieces   H hidden size
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.checkpoint import Quantization
+from deploykit.compress.embeddings import lookups
 from deploykit.compress.first_token import keep_first_token
 from deploykit.compress.int4 import int4_rounded
 from deploykit.errors import UsageError
@@ -27,6 +31,9 @@ from deploykit.spec import Activation
 
 WEIGHT_LIMITS = {7: 64, 8: 127}
 """Weight bits to the largest magnitude of a quantized weight."""
+
+ROW_BITS = 8
+"""Of a row of embeddings: it is only scaled, so nothing can saturate."""
 
 _EXACT_FLOAT32 = 2**24
 """Every integer up to here is a float32, so a sum that stays below it is exact in any order."""
@@ -124,6 +131,7 @@ def fake_quantize(model: PreTrainedModel, quantization: Quantization) -> None:
     for name in quantized_names(model, quantization):
         linear = cast("nn.Linear", model.get_submodule(name))
         model.set_submodule(name, imitation(linear, name, quantization))
+    fake_quantize_rows(model, quantization)
 
 
 def imitation(linear: nn.Linear, name: str, quantization: Quantization) -> nn.Module:
@@ -159,6 +167,17 @@ def activation_of(name: str, quantization: Quantization) -> Activation:
     return next(one for one in quantization.activations if one.name == name)
 
 
+def fake_quantize_rows(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Where a decision says so, round the word embeddings as the exported graph has them, in place.
+
+    A head that shares the table keeps it as it was.
+    """
+    names = lookups(model) if quantization.embeddings == "int8" else []
+    for embedding in {cast("nn.Embedding", model.get_submodule(name)) for name in names}:
+        quantized_VH, scale_V = weights_quantized(embedding.weight, ROW_BITS)
+        embedding.weight = nn.Parameter(quantized_VH.float() * scale_V[:, None], requires_grad=False)
+
+
 def quantized_names(model: PreTrainedModel, quantization: Quantization) -> list[str]:
     """Name the linear modules that a decision turns to int8: all but those kept in float."""
     kept = set(quantization.keep_float)
@@ -170,7 +189,13 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def decide(model: PreTrainedModel, *, weight_bits: int = 7, keep_float: Iterable[str] = ()) -> Quantization:
+def decide(
+    model: PreTrainedModel,
+    *,
+    weight_bits: int = 7,
+    keep_float: Iterable[str] = (),
+    embeddings: Literal["int8", "float32"] = "int8",
+) -> Quantization:
     """Decide dynamic int8 for every linear module but the last of the head and those under `keep_float`.
 
     The head's last matrix gives the logits: it is tiny, so int8 would cost accuracy and win nothing.
@@ -179,6 +204,7 @@ def decide(model: PreTrainedModel, *, weight_bits: int = 7, keep_float: Iterable
         model: a model of a known family.
         weight_bits: 7 or 8.
         keep_float: names of modules, relative to the model; every linear module inside stays in float.
+        embeddings: of the words.
 
     Raises:
         UsageError: a name in `keep_float` is no module with a matrix inside.
@@ -195,7 +221,9 @@ def decide(model: PreTrainedModel, *, weight_bits: int = 7, keep_float: Iterable
                 next_step="name one of the model's modules",
             )
         kept.update(inside)
-    return Quantization("dynamic-int8", weight_bits, tuple(name for name in names if name in kept))
+    return Quantization(
+        "dynamic-int8", weight_bits, tuple(name for name in names if name in kept), embeddings=embeddings
+    )
 
 
 def decide_int4(model: PreTrainedModel, *, block_size: int = 32, keep_float: Iterable[str] = ()) -> Quantization:

@@ -48,6 +48,8 @@ class Quantize:
     """int8 only. 7, the default, is exact on every processor; 8 saturates on those without VNNI (see `fake_quant`)."""
     keep_float: tuple[str, ...] = ()
     """Modules, relative to the model, whose matrices stay in float, besides the last one of the head."""
+    embeddings: Literal["int8", "float32"] = "int8"
+    """Of the words: int8 with one scale a row, or float."""
     max_drop: float | None = None
     """How much of the task's primary metric int8 may cost on the validation rows, absolute: the matrices that cost
     most stay in float until it is met. None: every matrix is quantized, whatever it costs."""
@@ -105,7 +107,8 @@ class Quantize:
         made = replace(before, model=model, spec=replace(before.spec, quantization=decision))
         if self._rounds_by_gptq:
             round_weights(made, self._calibration_rows(before, data), decision)
-        return {**waterfall.finish(made, (source, before), validation, self, scratch), **facts}
+        finished = waterfall.finish(made, (source, before), validation, self, scratch)
+        return {**finished, **facts, "warnings": [*finished["warnings"], *facts.get("warnings", ())]}
 
     @property
     def _rounds_by_gptq(self) -> bool:
@@ -113,9 +116,10 @@ class Quantize:
 
     def _decided(self, model: PreTrainedModel) -> Quantization:
         if self.scheme == "int4":
-            return decide_int4(model, block_size=self.block_size or 32, keep_float=self.keep_float)
-        decision = decide(model, weight_bits=self.weight_bits or 7, keep_float=self.keep_float)
-        return replace(decision, scheme=self.scheme)
+            decision = decide_int4(model, block_size=self.block_size or 32, keep_float=self.keep_float)
+        else:
+            decision = decide(model, weight_bits=self.weight_bits or 7, keep_float=self.keep_float)
+        return replace(decision, scheme=self.scheme, embeddings=self.embeddings)
 
     def _calibrated(
         self, before: Checkpoint, data: Artifact, validation: Labelled, decision: Quantization

@@ -6,7 +6,7 @@ The metric is the task's primary one on the validation split, with the arithmeti
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from deploykit import artifact
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, Quantization, num_parameters, save
+from deploykit.compress.embeddings import is_tied, word_embeddings
 from deploykit.compress.fake_quant import fake_quantize, quantized_names
 from deploykit.errors import CheckpointError
 from deploykit.evidence import Metric
@@ -47,6 +48,8 @@ class Row:
     parameters: int
     num_bytes: int
     """What the weights take as exported."""
+    warnings: tuple[str, ...] = ()
+    """What a user of the model should know of this step."""
 
 
 def finish(
@@ -61,13 +64,25 @@ def finish(
         stage: its verb and settings enter the row.
         folder: the payload.
     """
+    return add(made, begun(parent, validation), measure(made, validation, stage.verb, settings_of(stage)), folder)
+
+
+def begun(parent: tuple[Artifact, Checkpoint], validation: Labelled) -> list[dict[str, Any]]:
+    """Return the rows up to what a stage read: its own waterfall, or the original's row, measured now."""
     source, before = parent
-    rows = read(source.path) or [asdict(measure(before, validation, ORIGINAL, {}))]
-    row = measure(made, validation, stage.verb, settings_of(stage))
+    return read(source.path) or [asdict(measure(before, validation, ORIGINAL, {}))]
+
+
+def add(made: Checkpoint, rows: Sequence[Mapping[str, Any]], row: Row, folder: Path) -> dict[str, Any]:
+    """Write a stage's checkpoint and its waterfall, `rows` and its own, into `folder`; return the facts."""
     save(made, folder)
-    artifact.write_json(folder / FILE, [*rows, asdict(row)])
+    every = [*rows, asdict(row)]
+    artifact.write_json(folder / FILE, every)
     primary = Metric(row.metric, row.value, low=row.low, high=row.high, n=row.n)
-    return {"metrics": [asdict(primary), asdict(Metric("size_bytes", row.num_bytes, "bytes", "lower"))]}
+    return {
+        "metrics": [asdict(primary), asdict(Metric("size_bytes", row.num_bytes, "bytes", "lower"))],
+        "warnings": [warning for each in every for warning in each.get("warnings", ())],
+    }
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -112,6 +127,9 @@ def exported_bytes(model: PreTrainedModel, quantization: Quantization | None) ->
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         num_bytes += _quantized_bytes(linear, quantization) - 4 * linear.weight.numel()
+    if quantization.embeddings == "int8":
+        table_VH = word_embeddings(model).weight
+        num_bytes += 4 * len(table_VH) + (1 if is_tied(model) else -3) * table_VH.numel()
     return num_bytes
 
 

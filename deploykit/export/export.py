@@ -19,6 +19,7 @@ from deploykit.compress.first_token import keep_first_token
 from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
 from deploykit.evidence import Metric
 from deploykit.export import fuse, lowering, operators
+from deploykit.export.lower_embeddings import quantize_rows
 from deploykit.export.provider_options import Limits, provider_options
 from deploykit.export.trace import OUTPUT, trace
 from deploykit.runtime import model_info
@@ -136,6 +137,7 @@ def _lowered(
     keep_first_token(model)
     if quantization is not None:
         expected |= lowering.prepare(model, quantization)
+        quantize_rows(model, quantization)
     if precision == "fp16":
         model.half()  # type: ignore[no-untyped-call]
     graph = trace(model, input_names(model), _ATTENTION[provider])

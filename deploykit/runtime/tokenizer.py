@@ -58,6 +58,10 @@ class Tokenizer:
         _require(folder, room > 0, "a max_length with room for text", f"{max_length} tokens")
         return cls(backend, max_length, pad_id)
 
+    def pieces(self) -> dict[str, int]:
+        """Return the id of every piece, added tokens included."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def encode(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[Encoding]:
         """Encode texts, each with its second text where `pairs` has one; of two, the longer is cut first.
 

@@ -1,3 +1,5 @@
+from typing import cast
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -6,15 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from deploykit import environment
 from deploykit.checkpoint import Quantization
+from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.fake_quant import (
     activations_quantized,
     decide,
     dynamic_linear,
     fake_quantize,
+    fake_quantize_rows,
     integer_product,
     quantized_names,
     weights_quantized,
@@ -167,12 +171,33 @@ def test_a_long_product_is_exact_where_one_float32_product_is_not():
 def test_every_linear_module_but_the_last_of_the_head_becomes_int8(family: str):
     model = AutoModelForSequenceClassification.from_config(tiny_config(family, CLASS_LABELS))
     decision = decide(model)
-    assert decision == Quantization("dynamic-int8", 7, (HEAD_ENDS[family],))
+    assert decision == Quantization("dynamic-int8", 7, (HEAD_ENDS[family],), embeddings="int8")
     names = quantized_names(model, decision)
     assert len(names) == 2 * 6 + 1
     fake_quantize(model, decision)
     left = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     assert left == [HEAD_ENDS[family]]
+
+
+@pytest.mark.parametrize("family", HEAD_ENDS)
+def test_each_row_of_the_embeddings_is_rounded_by_its_own_largest_weight(family: str):
+    model = AutoModelForSequenceClassification.from_config(tiny_config(family, CLASS_LABELS))
+    before_VH = word_embeddings(model).weight.detach().clone()
+    fake_quantize_rows(model, decide(model, embeddings="float32"))
+    assert torch.equal(word_embeddings(model).weight, before_VH)
+    fake_quantize_rows(model, decide(model))
+    step_V = before_VH.abs().amax(dim=1, keepdim=True) / 127
+    moved_VH = (word_embeddings(model).weight - before_VH).abs()
+    assert 0 < moved_VH.max() <= 0.501 * step_V.max()
+    assert (moved_VH <= 0.501 * step_V + 1e-9).all()
+
+
+def test_a_head_that_shares_the_table_keeps_it():
+    model = BertForMaskedLM(cast("BertConfig", tiny_config("bert", CLASS_LABELS)))
+    before_VH = word_embeddings(model).weight.detach().clone()
+    fake_quantize_rows(model, Quantization("dynamic-int8", embeddings="int8"))
+    assert not torch.equal(word_embeddings(model).weight, before_VH)
+    assert torch.equal(model.get_output_embeddings().weight, before_VH)
 
 
 def test_a_module_kept_in_float_keeps_all_matrices_inside():

@@ -20,7 +20,7 @@ def test_the_decision_is_stored_and_the_weights_stay(bert: Path, reviews: Path, 
     made = quantized(bert, reviews, tmp_path / "out", keep_float=("bert.encoder.layer.0.output",))
     found = checkpoints.load(made)
     kept = ("bert.encoder.layer.0.output.dense", "classifier")
-    assert found.spec.quantization == Quantization("dynamic-int8", 7, kept)
+    assert found.spec.quantization == Quantization("dynamic-int8", 7, kept, embeddings="int8")
     before = checkpoints.load(checkpoints.open_checkpoint(bert))
     assert all((tensor == before.model.state_dict()[name]).all() for name, tensor in found.model.state_dict().items())
 
