@@ -33,6 +33,8 @@ STOP_SECONDS = 15
 """How long running requests may take to end after a signal."""
 
 _WORKER = "_bentoml_impl.worker.service"
+_LIFELINE = "DEPLOYKIT_LIFELINE"
+"""As in `bentos.model`: a service whose parent was killed ends too, and frees its port."""
 _ERRORS = {error.exit_code: error for error in (InputError, EnvironmentMissing, ResourceError)}
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a server that binds every address is asked
 
@@ -83,10 +85,10 @@ def running(bento: Path, port: int = 0, *, host: str = "127.0.0.1", log: BinaryI
         DeploykitError: the service did not start; the exit code is the reason's.
     """
     sealed = open_bento(bento)
-    with tempfile.TemporaryDirectory(prefix="deploykit-serve-") as home:
+    with tempfile.TemporaryDirectory(prefix="deploykit-serve-") as home, _lifeline() as lifeline:
         with _listening(host, port) as listener:
             address = listener.getsockname()[:2]
-            process = _launch(sealed, listener, Path(home), log)
+            process = _launch(sealed, listener, lifeline, Path(home), log)
         try:
             _wait_until_ready(sealed, process, address, log)
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -126,7 +128,20 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _launch(bento: Artifact, listener: socket.socket, home: Path, log: BinaryIO | None) -> "subprocess.Popen[bytes]":
+@contextmanager
+def _lifeline() -> Iterator[int]:
+    """Make a pipe that nobody writes to; its reading end, which the service inherits, ends when this process does."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _launch(
+    bento: Artifact, listener: socket.socket, lifeline: int, home: Path, log: BinaryIO | None
+) -> "subprocess.Popen[bytes]":
     output = 2 if log is None else log.fileno()
     handle = listener.fileno()
     command = [sys.executable, "-m", _WORKER, str(bento.path.resolve()), "--fd", str(handle), "--worker-id", "1"]
@@ -136,9 +151,9 @@ def _launch(bento: Artifact, listener: socket.socket, home: Path, log: BinaryIO 
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        pass_fds=[handle],
+        pass_fds=[handle, lifeline],
         cwd=home,
-        env={**os.environ, **_environment(home)},
+        env={**os.environ, **_environment(home), _LIFELINE: str(lifeline)},
     )
 
 

@@ -121,6 +121,16 @@ def test_the_command_prints_the_url_and_ends_with_the_signal(bento: Artifact, nu
         _post(url, {"rows": [{"text": "a good film"}]})
 
 
+def test_a_service_ends_and_frees_its_port_when_the_command_is_killed(bento: Artifact):
+    command = [sys.executable, "-m", "deploykit", "serve", str(bento.path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert _post(url, {"rows": [{"text": "a good film"}]})[0] == 200
+        process.kill()
+    assert any(_is_silent(url) for _ in range(600))
+
+
 @pytest.mark.slow
 def test_bentoml_itself_serves_the_folder(bento: Artifact, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -134,6 +144,16 @@ def test_bentoml_itself_serves_the_folder(bento: Artifact, tmp_path: Path):
             process.terminate()
     assert (status, answer["predictions"][0]["label"]) == (200, "positive")
     assert not artifact.verify(bento)
+
+
+def _is_silent(url: str) -> bool:
+    """Tell whether nobody answers there, after a moment."""
+    time.sleep(0.1)
+    try:
+        _post(url, {"rows": [{"text": "a good film"}]})
+    except OSError:
+        return True
+    return False
 
 
 def _post_when_up(url: str, value: object) -> tuple[int, Any]:
