@@ -210,7 +210,7 @@ def matmul_nbits(model: ir.Model) -> None:
     for product in _products(model):
         weight_OI = (_constant(product.inputs[1]) * _constant(product.inputs[3])).T.astype(np.float32)
         blocks_OBI = weight_OI.reshape(weight_OI.shape[0], -1, BLOCK)
-        scale_OB = np.abs(blocks_OBI).max(-1) / 127
+        scale_OB = np.maximum(np.abs(blocks_OBI).max(-1) / 127, np.finfo(np.float32).tiny)
         codes = (np.rint(blocks_OBI / scale_OB[..., None]) + 128).astype(np.uint8)
         inputs = [
             _producer(product.inputs[0]).inputs[0],
