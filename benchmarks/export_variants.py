@@ -115,6 +115,10 @@ def _ours(precision: str) -> Variant:
     return next(variant for variant in VARIANTS if (variant.name, variant.precision) == (OURS, precision))
 
 
+def _key(variant: Variant) -> str:
+    return f"{variant.name}, {variant.precision}"
+
+
 def _named(shape: tuple[int, int]) -> str:
     return f"{shape[0]} x {shape[1]}"
 
@@ -142,11 +146,12 @@ def _timed(files: Mapping[Variant, Path], threads: int, turns: int) -> list[dict
     sessions = {variant: _open(variant, file, threads) for variant, file in files.items()}
     timed: list[dict[str, Any]] = [{} for _ in files]
     for shape in SHAPES:
-        calls = {variant: partial(session.run, None, feeds(*shape)) for variant, session in sessions.items()}
+        calls = {_key(variant): partial(session.run, None, feeds(*shape)) for variant, session in sessions.items()}
         samples = samples_ms(calls, turns if shape[0] == 1 else BATCH_TURNS)
         for variant, found in zip(files, timed, strict=True):
-            speed = ratio_of_interleaved(samples[_ours(variant.precision)], samples[variant], 0.5)
-            found[_named(shape)] = {"median_ms": float(np.median(samples[variant])), "speed": asdict(speed)}
+            own, ours = samples[_key(variant)], samples[_key(_ours(variant.precision))]
+            speed = ratio_of_interleaved(ours, own, 0.5)
+            found[_named(shape)] = {"median_ms": float(np.median(own)), "speed": asdict(speed)}
     return timed
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -25,7 +26,7 @@ def made(bert: Path, tmp_path_factory: pytest.TempPathFactory):
     return make
 
 
-def logits(file: Path) -> np.ndarray:
+def logits(file: Path):
     ids = np.random.default_rng(0).integers(5, 20, (2, 7))
     feeds = dict(zip(INPUTS, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
     return ort.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, feeds)[0]
@@ -65,15 +66,9 @@ def _feeds(rows: int, length: int):
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 def test_the_large_product_is_a_product(precision):
     x, graph = large_product(precision, (3, 8, 16))
-    weight = onnx_array(graph)
+    weight = onnx.numpy_helper.to_array(graph.graph.initializer[0]).astype(np.float64)
     (found,) = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
     np.testing.assert_allclose(found, x.astype(np.float64) @ weight, rtol=1e-4, atol=1e-4)
-
-
-def onnx_array(graph):
-    import onnx
-
-    return onnx.numpy_helper.to_array(graph.graph.initializer[0]).astype(np.float64)
 
 
 def test_the_table_shows_speeds_and_the_share_of_the_rate():
