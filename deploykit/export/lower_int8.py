@@ -2,8 +2,10 @@
 
 One DynamicQuantizeLinear (uint8, one scale for the whole tensor) serves every product that reads the same tensor;
 MatMulIntegerToFloat multiplies by int8 weights of one scale per output, scales back and adds the bias. These are the
-quantization points of `compress.fake_quant`, so each product has an exact reference. To measure it beside one matrix
-for query, key and value, QAttention and MatMulNBits: benchmarks/export_variants.py.
+quantization points of `compress.fake_quant`, so each product has an exact reference. Where query, key and value come
+from one tensor, QAttention makes their products and attends; bit for bit the same, and faster on every length that was
+measured, most so between threads (benchmarks/results/export-variants.json: beside one matrix for query, key and value,
+MatMulNBits and others).
 """
 
 from typing import Any, cast
