@@ -3,9 +3,9 @@
 One DynamicQuantizeLinear (uint8, one scale for the whole tensor) serves every product that reads the same tensor;
 MatMulIntegerToFloat multiplies by int8 weights of one scale per output, scales back and adds the bias. These are the
 quantization points of `compress.fake_quant`, so each product has an exact reference. Where query, key and value come
-from one tensor, QAttention makes their products and attends; bit for bit the same, and faster on every length that was
-measured, most so between threads (benchmarks/results/export-variants.json: beside one matrix for query, key and value,
-MatMulNBits and others).
+from one tensor, QAttention makes their products and attends, bit for bit the same: as fast on one thread, 1.05 to 1.1
+times as fast at batch 1 on two (2 cores with AVX2; benchmarks/results/export-variants.json, where it stands beside one
+matrix for the three, MatMulNBits and others).
 """
 
 from typing import Any, cast
