@@ -18,7 +18,7 @@ from deploykit.compress.fake_quant import decide, decide_int4
 from deploykit.compress.first_token import keep_first_token
 from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
 from deploykit.evidence import Metric
-from deploykit.export import fuse, lowering, operators
+from deploykit.export import fuse, lower_int8, lowering, operators
 from deploykit.export.lower_embeddings import quantize_rows
 from deploykit.export.provider_options import Limits, provider_options
 from deploykit.export.trace import OUTPUT, trace

@@ -57,7 +57,8 @@ def join_attention(model: ir.Model) -> int:
     product for each head, in the layout that attention reads. That saves copies, and meetings of threads.
 
     Returns:
-        How many there are; a layer with one of the three in float, or with queries of another tensor, has none.
+        How many there are; a layer with one of the three in float or static, or with queries of another tensor, has
+        none. (The check of a static product finds its calibration by the product's name, which QAttention has not.)
     """
     joined = 0
     for node in list(model.graph):
@@ -68,10 +69,11 @@ def join_attention(model: ir.Model) -> int:
 
 
 def _products_of_one_tensor(attention: ir.Node) -> list[ir.Node]:
-    """Return the integer products of query, key and value if there are three and they read one tensor, else none."""
+    """Return the integer products of query, key and value if all three read one dynamically quantized tensor."""
     producers = [value.producer() for value in attention.inputs[:3] if value is not None]
     products = [node for node in producers if node is not None and node.op_type == PRODUCT]
-    return products if len(products) == 3 and len({product.inputs[0] for product in products}) == 1 else []
+    sources = {node for product in products if (value := product.inputs[0]) and (node := value.producer())}
+    return products if len(products) == 3 and [node.op_type for node in sources] == [QUANTIZE] else []
 
 
 def _qattention(model: ir.Model, attention: ir.Node, products: list[ir.Node]) -> ir.Node:
