@@ -13,12 +13,8 @@ exits 4. Prints a table, then one line of JSON; `--out` keeps the JSON.
 """
 
 import argparse
-import json
-import random
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,11 +24,12 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from deploykit import artifact, checkpoint, environment, stage
+from benchmarks.turns import TURN, Call, report, samples_ms
+from deploykit import checkpoint, environment, stage
 from deploykit.artifact import Artifact
 from deploykit.check.provider import provider_truth
 from deploykit.data import open_dataset, read_split
-from deploykit.errors import DeploykitError, EnvironmentMissing
+from deploykit.errors import EnvironmentMissing
 from deploykit.export.export import Export
 from deploykit.runtime import model_info
 from deploykit.runtime.model import Model, Row
@@ -42,7 +39,6 @@ from deploykit.runtime.session import open_session
 SHAPES = ((1, 32), (1, 128), (32, 32), (32, 128))
 PARITY_ROWS = 64
 WARM_UP = 10
-TURN = 10
 TARGETS: tuple[tuple[Provider, Precision], ...] = (
     ("cuda", "fp32"),
     ("cuda", "fp16"),
@@ -50,8 +46,6 @@ TARGETS: tuple[tuple[Provider, Precision], ...] = (
     ("tensorrt", "fp16"),
 )
 
-Call = Callable[[], None]
-"""Answer one batch, to the end."""
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -85,19 +79,6 @@ def run(source: Artifact, rows: Sequence[Row], runs: int) -> dict[str, Any]:
         "shapes": speeds,
         "failed": failed,
     }
-
-
-def p50_ms(calls: Mapping[str, Call], runs: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """Time calls in turns, in an order drawn anew for each turn; the median of at least `runs` calls each."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    rng = random.Random(0)  # noqa: S311 - an order, not a secret
-    for _ in range(-(-runs // TURN)):
-        for name in rng.sample(list(calls), len(calls)):
-            for _ in range(TURN):
-                started = clock()
-                calls[name]()
-                seconds[name].append(clock() - started)
-    return {name: 1000 * statistics.median(found) for name, found in seconds.items()}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -171,7 +152,8 @@ def _speeds(
             attempted(calls, failed, f"{name} graph", partial(bound, path, tensors, {"enable_cuda_graph": 1}))
     for name, make in _pytorch(source).items():
         attempted(calls, failed, name, partial(_forward, make, tensors))
-    return {"shape": list(shape), "p50_ms": p50_ms(calls, runs) if calls else {}}
+    samples = samples_ms(calls, -(-runs // TURN))
+    return {"shape": list(shape), "p50_ms": {name: float(np.median(found)) for name, found in samples.items()}}
 
 
 def _tensors(names: Sequence[str], shape: tuple[int, int]) -> Tensors:
@@ -236,18 +218,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(argv)
-    try:
+
+    def make() -> dict[str, Any]:
         require_gpu()
         rows = read_split(open_dataset(arguments.data).path, "test").rows
-        result = artifact.finite(run(checkpoint.open_checkpoint(arguments.checkpoint), rows, arguments.runs))
-    except DeploykitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if arguments.out:
-        artifact.write_json(arguments.out, result)
-    print(table(result))
-    print(json.dumps(result, allow_nan=False))
-    return 0
+        return run(checkpoint.open_checkpoint(arguments.checkpoint), rows, arguments.runs)
+
+    return report(make, table, arguments.out)
 
 
 if __name__ == "__main__":

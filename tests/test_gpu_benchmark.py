@@ -1,6 +1,5 @@
 """The GPU benchmark without a GPU: it says so; and what of it needs none."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu import attempted, p50_ms, table
+from benchmarks.gpu import attempted, table
+from benchmarks.turns import Call
 from deploykit import artifact
 from deploykit.errors import EnvironmentMissing
 
@@ -35,39 +35,11 @@ def test_pytorchs_numbers_alone_are_no_result(bert: Path, tmp_path: Path, monkey
         gpu._exported(artifact.adopt(bert, "checkpoint"), tmp_path, {})
 
 
-def test_a_median_is_of_the_clock_and_every_system_has_its_turns():
-    calls = {"one": 0, "other": 0}
-
-    def counting(name: str) -> gpu.Call:
-        def call() -> None:
-            calls[name] += 1
-
-        return call
-
-    ticks = itertools.count()
-    found = p50_ms({name: counting(name) for name in calls}, runs=25, clock=lambda: next(ticks) / 1000)
-    assert found == pytest.approx({"one": 1.0, "other": 1.0})
-    assert calls == {"one": 30, "other": 30}
-
-
-def test_a_slower_call_has_a_larger_median():
-    now = [0.0]
-
-    def taking(seconds: float) -> gpu.Call:
-        def call() -> None:
-            now[0] += seconds
-
-        return call
-
-    found = p50_ms({"base": taking(0.010), "slower": taking(0.011)}, runs=10, clock=lambda: now[0])
-    assert found["slower"] / found["base"] == pytest.approx(1.1)
-
-
 def test_a_system_that_fails_is_named_with_its_reason_and_not_timed():
-    def broken() -> gpu.Call:
+    def broken() -> Call:
         raise RuntimeError("no such kernel\nand a long trace")
 
-    calls: dict[str, gpu.Call] = {}
+    calls: dict[str, Call] = {}
     failed: dict[str, str] = {}
     attempted(calls, failed, "works", lambda: noop)
     attempted(calls, failed, "breaks", broken)

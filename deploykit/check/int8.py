@@ -8,6 +8,9 @@ flipped weight would go unseen. Taken apart, each part is held to the tolerance 
   the same: every weight, the structure and all that is not quantized;
 * every integer product on the inputs that it really got, against `compress.fake_quant`: the kernels of this processor.
 
+QAttention hides the products of query, key and value. It is taken apart into these and MultiHeadAttention, and held to
+what they give on the same inputs.
+
     N rows   L tokens   I inputs   O outputs
 """
 
@@ -45,7 +48,8 @@ from deploykit.spec import Activation
 
 QUANTIZE = ("DynamicQuantizeLinear", "QuantizeLinear")
 PRODUCT = "MatMulIntegerToFloat"
-"""The operators that export lowers a quantized linear module to."""
+ATTENTION = "QAttention"
+"""The operators that export lowers a quantized linear module to; the last is three of them and the attention."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def float_activations(model: Model, folder: Path) -> Model:
         ArtifactError: a product is not fed by a quantization.
     """
     graph = onnx.load(folder / GRAPH)
+    _take_apart(graph, folder)
     replaced = {product.node.output[0]: _in_float(product, graph) for product in _products(graph, folder)}
     nodes = [new for node in graph.graph.node for new in replaced.get(node.output[0], [node])]
     del graph.graph.node[:]
@@ -112,14 +117,20 @@ def product_parity(
         ArtifactError: a product is not fed by a quantization, or the decision knows nothing of it.
     """
     graph = onnx.load(folder / GRAPH)
+    joined = [node for node in graph.graph.node if node.op_type == ATTENTION]
+    for node in joined:
+        graph.graph.node.extend(_parts(node, graph, folder, f"{node.output[0]}.of_parts"))
     products = [_as_decided(product, activations, folder) for product in _products(graph, folder)]
-    seen = list(dict.fromkeys(name for product in products for name in (product.x, product.node.output[0])))
+    pairs = {node.name: (f"{node.output[0]}.of_parts", node.output[0]) for node in joined}
+    compared = [(product.x, product.node.output[0]) for product in products] + list(pairs.values())
+    seen = list(dict.fromkeys(name for pair in compared for name in pair))
     graph.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in seen)
     session = _opened(model, graph).session
     feeds = pad(encodings, model.info.pad_id, model.info.inputs)
     values = dict(zip(seen, run_session(session, seen, feeds), strict=True))
     biases = _initializers(graph)
-    return {
+    attended = {name: compare(list(values[parts]), list(values[whole])) for name, (parts, whole) in pairs.items()}
+    return attended | {
         product.node.name or product.node.output[0]: compare(
             list(_defined(product, values[product.x], biases)), list(values[product.node.output[0]])
         )
@@ -140,6 +151,37 @@ def _defined(product: _Product, x: NDArray[np.float32], biases: Mapping[str, NDA
     return list(outputs.numpy())
 
 
+def _take_apart(graph: ModelProto, folder: Path) -> None:
+    """Put its parts in the place of each QAttention."""
+    nodes = [
+        part
+        for node in list(graph.graph.node)
+        for part in (_parts(node, graph, folder, node.output[0]) if node.op_type == ATTENTION else [node])
+    ]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+
+
+def _parts(node: NodeProto, graph: ModelProto, folder: Path, output: str) -> list[NodeProto]:
+    """Return the products and the attention that a QAttention stands for; their weights join the graph."""
+    x, weight, bias, x_scale, scale, mask, x_zero, weight_zero = node.input
+    constants = _initializers(graph)
+    if constants[weight_zero].any():
+        raise _another_form(node, folder)
+    parts = []
+    thirds = zip(*(np.split(constants[name], 3, axis=-1) for name in (weight, scale, bias)), strict=True)
+    for name, arrays in zip(("query", "key", "value"), thirds, strict=True):
+        names = [f"{output}.{name}.{what}" for what in ("weight", "scale", "bias")]
+        graph.graph.initializer.extend(map(numpy_helper.from_array, arrays, names))
+        inputs = [x, names[0], x_scale, names[1], x_zero, "", names[2]]
+        product = f"{node.name}.{name}"
+        parts.append(helper.make_node(PRODUCT, inputs, [f"{output}.{name}"], product, domain=node.domain))
+    rows = [*(part.output[0] for part in parts), "", mask]
+    attention = helper.make_node("MultiHeadAttention", rows, [output], f"{node.name}.parts", domain=node.domain)
+    attention.attribute.extend(node.attribute)
+    return [*parts, attention]
+
+
 def _products(graph: ModelProto, folder: Path) -> Iterator[_Product]:
     constants = _initializers(graph)
     producers = {name: node for node in graph.graph.node for name in node.output}
@@ -148,12 +190,7 @@ def _products(graph: ModelProto, folder: Path) -> Iterator[_Product]:
             quantized, weight, _, scale, _, weight_zero, bias = [*node.input, "", ""][:7]
             source = producers.get(quantized)
             if source is None or source.op_type not in QUANTIZE or weight_zero or weight not in constants:
-                raise ArtifactError(
-                    folder / GRAPH,
-                    expected=f"{PRODUCT} of {' or '.join(QUANTIZE)} and symmetric constant weights",
-                    found=f"another form at {node.name or node.output[0]}",
-                    next_step="export the checkpoint anew",
-                )
+                raise _another_form(node, folder)
             static = _static(source, constants)
             yield _Product(node, source.input[0], constants[weight], constants[scale], bias, static)
 
@@ -178,6 +215,15 @@ def _static(source: NodeProto, constants: Mapping[str, NDArray[Any]]) -> Activat
         return None
     _, scale, zero_point = source.input
     return Activation(source.name, float(constants[scale]), int(constants[zero_point]))
+
+
+def _another_form(node: NodeProto, folder: Path) -> ArtifactError:
+    return ArtifactError(
+        folder / GRAPH,
+        expected=f"{node.op_type} of {' or '.join(QUANTIZE)} and symmetric constant weights",
+        found=f"another form at {node.name or node.output[0]}",
+        next_step="export the checkpoint anew",
+    )
 
 
 def _in_float(product: _Product, graph: ModelProto) -> list[NodeProto]:

@@ -18,7 +18,7 @@ from deploykit.compress.fake_quant import decide, decide_int4
 from deploykit.compress.first_token import keep_first_token
 from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
 from deploykit.evidence import Metric
-from deploykit.export import fuse, lowering, operators
+from deploykit.export import fuse, lower_int8, lowering, operators
 from deploykit.export.lower_embeddings import quantize_rows
 from deploykit.export.provider_options import Limits, provider_options
 from deploykit.export.trace import OUTPUT, trace
@@ -70,7 +70,10 @@ class Export:
         fuse.require_fusions(found, expected, source.path)
         _save(graph, folder, self.external_data_bytes)
         info = self._info(source, precision, quantization)
-        fusions = {"found": {name: found[name] for name in expected}, "layers": len(families.layer_list(source.model))}
+        fusions = {
+            "found": {name: found.get(name, 0) for name in expected},
+            "layers": len(families.layer_list(source.model)),
+        }
         model_info.write(replace(info, fusions=fusions), folder)
         checkpoint.save_tokenizer(source, folder)
         size = sum(file.stat().st_size for file in folder.glob(f"{model_info.GRAPH}*"))
@@ -144,6 +147,10 @@ def _lowered(
     fuse.fuse_attention(graph)
     lowering.lower(graph)
     fuse.clean(graph)
+    if joined := lower_int8.join_attention(graph):
+        expected["MultiHeadAttention"] -= joined
+        expected |= {lower_int8.ATTENTION: joined, lower_int8.PRODUCT: expected[lower_int8.PRODUCT] - 3 * joined}
+        fuse.clean(graph)
     return graph, expected
 
 

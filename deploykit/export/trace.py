@@ -1,7 +1,7 @@
 """From a PyTorch model to an ONNX graph with dynamic batch and length.
 
-The TorchScript exporter is used on purpose: here it is five to ten times as fast as the one on torch.export, and
-the nodes that decide speed are our own operators either way (to measure: benchmarks/export_variants.py).
+The TorchScript exporter is used on purpose: here it is five times as fast as the one on torch.export, and the nodes
+that decide speed are our own operators either way (benchmarks/results/export-variants.json).
 
     N rows   L padded length   C labels
 """

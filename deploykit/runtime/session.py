@@ -25,8 +25,9 @@ EXECUTION_PROVIDERS = {
 }
 
 _SLOWER_ON_CPU = "SkipLayerNormFusion"
-"""On the CPU, SkipLayerNormalization is slower than the Add and LayerNormalization that it replaces (onnxruntime 1.31,
-AVX2; to measure: benchmarks/export_variants.py). Graphs whose shapes ONNX Runtime cannot infer escape it anyway."""
+"""On the CPU, SkipLayerNormalization is slower than the Add and LayerNormalization that it replaces: 0.86 to 0.96 times
+as fast a model (onnxruntime 1.31, AVX2; benchmarks/results/export-variants.json). Graphs whose shapes ONNX Runtime
+cannot infer escape it anyway."""
 _CACHE_PATHS = ("trt_engine_cache_path", "trt_timing_cache_path")
 
 _FATAL = 4
@@ -94,8 +95,9 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
 
     * Sequential execution: an encoder is one chain; parallelism lies inside the operators.
     * Intra-op threads: one per core that this process may use, and not pinned, so that neighbours do not collide.
-    * No spinning: threads that wait busily between operators won at most a few percent on idle cores, and doubled the
-      median where anything else ran on them (MiniLM-L6 at batch 1 on 2 cores); a server always runs something else.
+    * No spinning: threads that wait busily between operators made MiniLM-L6 in int8 1.2 times as fast at 8 and 26
+      tokens and 1.05 at 64 where nothing else ran on the 2 cores, and half as fast where something did; a server always
+      runs something else. A bound on the wait (50 us) won a little less and did not save the busy case.
     * All graph optimizations: what export left to the runtime (layouts, constant folding) happens once, at load.
     """
     options = ort.SessionOptions()

@@ -33,8 +33,9 @@ def test_every_heavy_node_of_an_exported_model_runs_where_it_was_asked_to(model:
     assert truth["misplaced"] == ()
     assert truth["copies"] == 0
     assert truth["time_share"] == {CPU: 1.0}
-    assert truth["heavy"] == 13 + 2 + 1
-    assert truth["operators"]["MultiHeadAttention"] == truth["fusions"]["layers"] == 2
+    assert truth["heavy"] == 10 + 2 + 1
+    assert truth["operators"]["MultiHeadAttention"] + truth["operators"]["QAttention"] == 2
+    assert truth["fusions"]["layers"] == 2
 
 
 def test_all_but_the_time_is_the_same_in_every_run(model: Path):
@@ -74,7 +75,7 @@ def test_a_missing_attention_kernel_shows_in_the_operators(model: Path, tmp_path
     fused[0].op_type, fused[0].domain = "Identity", ""
     del fused[0].input[1:], fused[0].attribute[:]
     onnx.save(graph, changed / "model.onnx")
-    assert provider_truth(changed, ROWS)["operators"]["MultiHeadAttention"] == 1
+    assert "MultiHeadAttention" not in provider_truth(changed, ROWS)["operators"]
 
 
 def test_a_provider_that_is_not_here_is_not_replaced(bert: Path, tmp_path: Path):

@@ -88,7 +88,8 @@ def test_layers_with_different_heads_and_widths_are_exported_and_fused(uneven: P
         model = export(uneven, tmp_path / precision, Export(precision=precision)).path
         quantization = decide(load(uneven).model) if precision == "int8" else None
         assert worst(on_the_cpu(model, load(uneven)), reference(uneven, quantization)) < FLOAT
-        heads = [node.attribute[0].i for node in nodes(model, "MultiHeadAttention")]
+        attentions = ["QAttention", "MultiHeadAttention"]
+        heads = [node.attribute[0].i for operator in attentions for node in nodes(model, operator)]
         assert heads == [3, 1]
 
 
@@ -100,15 +101,30 @@ def test_a_checkpoints_decision_is_followed(bert: Path, tmp_path: Path):
     assert info.precision == "int8"
     assert info.quantization is not None
     assert quantization_from(info.quantization) == quantization
-    assert len(nodes(model.path, "MatMulIntegerToFloat")) == 12
+    assert len(nodes(model.path, "MatMulIntegerToFloat")) == 12 - 3
     assert worst(on_the_cpu(model.path, load(source)), reference(source, quantization)) < FLOAT
 
 
-def test_one_quantization_serves_query_key_and_value(bert_ner: Path, tmp_path: Path):
+def test_query_key_and_value_of_one_tensor_and_their_attention_are_one_node(bert_ner: Path, tmp_path: Path):
     model = export(bert_ner, tmp_path / "out", Export(precision="int8")).path
+    assert model_info.read(model).fusions["found"] == {
+        "MultiHeadAttention": 0,
+        "LayerNormalization": 5,
+        "QAttention": 2,
+        "MatMulIntegerToFloat": 6,
+    }
+    assert len(nodes(model, "DynamicQuantizeLinear")) == 8
+
+
+def test_a_layer_with_a_product_in_float_keeps_its_attention(bert_ner: Path, tmp_path: Path):
+    quantization = Quantization("dynamic-int8", 7, ("bert.encoder.layer.0.attention.self.key", "classifier"))
+    source = decided(bert_ner, tmp_path, quantization)
+    model = export(source, tmp_path / "out", Export()).path
+    found = model_info.read(model).fusions["found"]
+    assert (found["QAttention"], found["MultiHeadAttention"], found["MatMulIntegerToFloat"]) == (1, 1, 8)
     products = nodes(model, "MatMulIntegerToFloat")
-    assert len(products) == 12
-    assert len(nodes(model, "DynamicQuantizeLinear")) == len({product.input[0] for product in products}) == 8
+    assert len(nodes(model, "DynamicQuantizeLinear")) == len({product.input[0] for product in products}) + 1
+    assert worst(on_the_cpu(model, load(source)), reference(source, quantization)) < FLOAT
 
 
 def test_fp32_leaves_a_decision_aside(bert: Path, tmp_path: Path):
