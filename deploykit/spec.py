@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from deploykit.families import Structure
 
-Scheme = Literal["dynamic-int8", "static-int8", "int4"]
+Scheme = Literal["dynamic-int8", "static-int8", "int4", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Quantization:
     weight_bits: int = 7
     """7 keeps pairs of uint8 x int8 products within 16 bits: exact on processors without VNNI."""
     keep_float: tuple[str, ...] = ()
-    """Linear modules, relative to the model, that stay in float."""
+    """Linear modules, and norms for fp16, relative to the model, that stay in float32."""
     activations: tuple[Activation, ...] = ()
     """static-int8 only: one for each module that is not kept in float."""
     block_size: int | None = None

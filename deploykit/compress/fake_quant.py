@@ -25,6 +25,7 @@ from deploykit import families
 from deploykit.checkpoint import Quantization
 from deploykit.compress.embeddings import lookups
 from deploykit.compress.first_token import keep_first_token
+from deploykit.compress.half import to_half
 from deploykit.compress.int4 import int4_rounded
 from deploykit.errors import UsageError
 from deploykit.spec import Activation
@@ -123,11 +124,14 @@ class FakeQuantLinear(nn.Module):
 
 
 def fake_quantize(model: PreTrainedModel, quantization: Quantization) -> None:
-    """Swap every quantized linear module for one that imitates the exported int8 graph, in place.
+    """Swap every quantized linear module for one that imitates the exported graph, in place; or turn to fp16.
 
     A sentence classifier's last layer is reduced to its first token, as in that graph.
     """
     keep_first_token(model)
+    if quantization.scheme == "fp16":
+        to_half(model, quantization.keep_float)
+        return
     for name in quantized_names(model, quantization):
         linear = cast("nn.Linear", model.get_submodule(name))
         model.set_submodule(name, imitation(linear, name, quantization))
@@ -141,7 +145,7 @@ def imitation(linear: nn.Linear, name: str, quantization: Quantization) -> nn.Mo
             return FakeQuantLinear(linear, quantization.weight_bits)
         case "static-int8":
             return FakeQuantLinear(linear, quantization.weight_bits, activation_of(name, quantization))
-        case "int4":
+        case _:
             return with_weight(linear, rounded_weight(linear.weight, quantization))
 
 
@@ -156,7 +160,8 @@ def rounded_weight(weight_OI: Tensor, quantization: Quantization) -> Tensor:
 
 def with_weight(linear: nn.Linear, weight_OI: Tensor) -> nn.Linear:
     """Return a linear module with another weight and the same bias."""
-    made = nn.utils.skip_init(nn.Linear, linear.in_features, linear.out_features, bias=linear.bias is not None)
+    shape = linear.in_features, linear.out_features
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, *shape, bias=linear.bias is not None)  # type: ignore[no-untyped-call]
     made.weight = nn.Parameter(weight_OI, requires_grad=False)
     made.bias = linear.bias
     return made

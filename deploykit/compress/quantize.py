@@ -20,6 +20,7 @@ from deploykit.compress.calibrate import Calibration, calibrated, require_enough
 from deploykit.compress.fake_quant import decide, decide_int4
 from deploykit.compress.first_token import reduced
 from deploykit.compress.gptq import round_weights
+from deploykit.compress.half import decide_half, peaks_of
 from deploykit.compress.sensitivity import Sensitivity, fewest_kept, sensitivities
 from deploykit.compress.source import load_float
 from deploykit.spec import Scheme
@@ -34,6 +35,7 @@ _EFFECTIVE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "dynamic-int8": ("weight_bits",),
         "static-int8": ("weight_bits", "calibration", "calibration_rows"),
         "int4": ("block_size", "rounding", "calibration_rows"),
+        "fp16": ("calibration_rows",),
     }
 )
 """Which of the settings that may be left out mean something to a scheme."""
@@ -41,7 +43,10 @@ _EFFECTIVE: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Quantize:
-    """Decide int8 (weights per output channel; activations by each batch's range, or calibrated) or int4 weights."""
+    """Decide int8 (weights per output channel; activations by each batch's range, or calibrated), int4 weights or fp16.
+
+    fp16 is for GPUs; modules whose values come near its end on training rows stay in fp32.
+    """
 
     scheme: Scheme = "dynamic-int8"
     weight_bits: Literal[7, 8] | None = None
@@ -53,11 +58,10 @@ class Quantize:
     max_drop: float | None = None
     """How much of the task's primary metric int8 may cost on the validation rows, absolute: the matrices that cost
     most stay in float until it is met. None: every matrix is quantized, whatever it costs."""
-
     calibration: Calibration | None = None
     """static-int8 only: how a tensor's range is picked (see `calibrate`); None means mse."""
     calibration_rows: int | None = None
-    """static-int8 and gptq only: training rows that are observed; None means 512."""
+    """static-int8, gptq and fp16 only: training rows that are observed; None means 512."""
     block_size: Literal[32, 64, 128] | None = None
     """int4 only: weights that share a scale; None means 32."""
     rounding: Literal["nearest", "gptq"] | None = None
@@ -83,8 +87,8 @@ class Quantize:
             raise ValueError("calibration_rows has no effect with rounding nearest")
         if self.calibration_rows is not None and self.calibration_rows < 1:
             raise ValueError(f"calibration_rows must be at least 1, not {self.calibration_rows}")
-        if self.max_drop is not None and self._rounds_by_gptq:
-            raise ValueError("max_drop is for int8 and for rounding nearest; GPTQ's weights depend on what is kept")
+        if self.max_drop is not None and (self._rounds_by_gptq or self.scheme == "fp16"):
+            raise ValueError("max_drop is for int8, and for int4 rounded to nearest")
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write the same weights with the decision in `deploykit.json`.
@@ -95,10 +99,7 @@ class Quantize:
         source, data = sources
         before = load_float(source, self.verb)
         validation = read_labelled(before, data, "validation")
-        decision = self._decided(before.model)
-        facts: dict[str, Any] = {}
-        if self.scheme == "static-int8":
-            decision, facts["warnings"] = self._calibrated(before, data, validation, decision)
+        decision, facts = self._decided(before, data, validation)
         if self.max_drop is not None:
             found = sensitivities(before, validation.sample(_SENSITIVITY_ROWS, 0), decision)
             decision = within(before, validation, decision, [one.name for one in found], self.max_drop)
@@ -114,20 +115,34 @@ class Quantize:
     def _rounds_by_gptq(self) -> bool:
         return self.scheme == "int4" and self.rounding != "nearest"
 
-    def _decided(self, model: PreTrainedModel) -> Quantization:
-        if self.scheme == "int4":
-            decision = decide_int4(model, block_size=self.block_size or 32, keep_float=self.keep_float)
-        else:
-            decision = decide(model, weight_bits=self.weight_bits or 7, keep_float=self.keep_float)
+    def _decided(self, before: Checkpoint, data: Artifact, validation: Labelled) -> tuple[Quantization, dict[str, Any]]:
+        """Decide by the scheme; return facts too."""
+        model = before.model
+        match self.scheme:
+            case "dynamic-int8":
+                return self._decided_int8(model), {}
+            case "static-int8":
+                return self._calibrated(before, data, validation)
+            case "int4":
+                decision = decide_int4(model, block_size=self.block_size or 32, keep_float=self.keep_float)
+                return replace(decision, embeddings=self.embeddings), {}
+            case "fp16":
+                peaks = peaks_of(before, self._calibration_rows(before, data))
+                decision = decide_half(peaks, model, self.keep_float)
+                return decision, {"peaks": peaks, "keep_float": list(decision.keep_float)}
+
+    def _decided_int8(self, model: PreTrainedModel) -> Quantization:
+        decision = decide(model, weight_bits=self.weight_bits or 7, keep_float=self.keep_float)
         return replace(decision, scheme=self.scheme, embeddings=self.embeddings)
 
     def _calibrated(
-        self, before: Checkpoint, data: Artifact, validation: Labelled, decision: Quantization
-    ) -> tuple[Quantization, list[str]]:
+        self, before: Checkpoint, data: Artifact, validation: Labelled
+    ) -> tuple[Quantization, dict[str, Any]]:
         """Decide the activations' ranges on training rows; return warnings too."""
-        rows, probe = self._calibration_rows(before, data), reduced(before)
+        decision, probe = self._decided_int8(before.model), reduced(before)
+        rows = self._calibration_rows(before, data)
         warnings = require_kindred(probe, rows, validation.sample(_CALIBRATION_ROWS, 0), decision)
-        return calibrated(probe, rows, decision, self.calibration or "mse"), warnings
+        return calibrated(probe, rows, decision, self.calibration or "mse"), {"warnings": warnings}
 
     def _calibration_rows(self, before: Checkpoint, data: Artifact) -> Labelled:
         """Draw training rows.

@@ -123,6 +123,9 @@ def exported_bytes(model: PreTrainedModel, quantization: Quantization | None) ->
     num_bytes = 4 * num_parameters(model)
     if quantization is None:
         return num_bytes
+    if quantization.scheme == "fp16":
+        kept = (model.get_submodule(name).parameters() for name in quantization.keep_float)
+        return num_bytes // 2 + sum(2 * parameter.numel() for parameters in kept for parameter in parameters)
     for name in quantized_names(model, quantization):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)

@@ -16,6 +16,7 @@ from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint, Quantization, input_names
 from deploykit.compress.fake_quant import decide, decide_int4
 from deploykit.compress.first_token import keep_first_token
+from deploykit.compress.half import to_half
 from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
 from deploykit.evidence import Metric
 from deploykit.export import fuse, lower_int8, lowering, operators
@@ -38,7 +39,7 @@ class Export:
 
     provider: Provider = "cpu"
     precision: Precision | None = None
-    """None: what the checkpoint's quantization says, else fp32. fp32 and fp16 leave a quantization decision aside."""
+    """None: what the checkpoint's quantization says, else fp32. fp32 and fp16 leave a decision for fewer bits aside."""
     max_batch: int | None = None
     """TensorRT only: the largest batch that an engine is built for; 32 if not given."""
     external_data_bytes: int = 1_500_000_000
@@ -89,10 +90,11 @@ class Export:
             return self.precision
         if source.spec.quantization is None:
             return "fp32"
-        if self.provider != "cpu":
+        decided = precision_of(source.spec.quantization)
+        if decided not in _PRECISIONS[self.provider]:
             found = f"{source.spec.quantization.scheme} in the checkpoint"
-            raise _refused("precision", f"fp32 or fp16 for provider {self.provider}", found)
-        return precision_of(source.spec.quantization)
+            raise _refused("precision", f"{' or '.join(_PRECISIONS[self.provider])} for {self.provider}", found)
+        return decided
 
     def _info(self, source: Checkpoint, precision: str, quantization: Quantization | None) -> ModelInfo:
         names, limits = input_names(source.model), Limits(self.max_batch or _DEFAULT_MAX_BATCH, source.spec.max_length)
@@ -116,7 +118,11 @@ def _refused(setting: str, expected: str, found: object) -> UsageError:
 
 def precision_of(quantization: Quantization) -> Precision:
     """Return the precision that a decision is lowered to."""
-    return "int4" if quantization.scheme == "int4" else "int8"
+    match quantization.scheme:
+        case "int4" | "fp16":
+            return quantization.scheme
+        case _:
+            return "int8"
 
 
 def _decision(source: Checkpoint, precision: str) -> Quantization:
@@ -142,7 +148,8 @@ def _lowered(
         expected |= lowering.prepare(model, quantization)
         quantize_rows(model, quantization)
     if precision == "fp16":
-        model.half()  # type: ignore[no-untyped-call]
+        decided = source.spec.quantization
+        to_half(model, decided.keep_float if decided and decided.scheme == "fp16" else ())
     graph = trace(model, input_names(model), _ATTENTION[provider])
     fuse.fuse_attention(graph)
     lowering.lower(graph)

@@ -11,10 +11,10 @@ def prepare(model: PreTrainedModel, quantization: Quantization) -> dict[str, int
     """Swap the decided linear modules for ones that are traced as quantized; return how often each kernel must come."""
     match quantization.scheme:
         case "static-int8":
-            return {lower_static.PRODUCT: lower_static.quantize_linears(model, quantization)}
+            return {lower_int8.PRODUCT: lower_static.quantize_linears(model, quantization)}
         case "int4":
             return {lower_int4.PRODUCT: lower_int4.quantize_linears(model, quantization)}
-        case "dynamic-int8":
+        case _:
             return {lower_int8.PRODUCT: lower_int8.quantize_linears(model, quantization)}
 
 
