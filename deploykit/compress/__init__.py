@@ -10,6 +10,7 @@ from deploykit.artifact import Artifact, Node
 from deploykit.compress import waterfall
 from deploykit.compress.distil import Distil
 from deploykit.compress.prune import Prune
+from deploykit.compress.prune_post_training import PrunePostTraining
 from deploykit.compress.quantize import Quantize
 from deploykit.compress.smooth import Smooth
 from deploykit.compress.train_quantized import TrainQuantized
@@ -17,12 +18,23 @@ from deploykit.environment import cache_dir
 from deploykit.errors import OutputExists, UsageError
 from deploykit.stage import Stage
 
-__all__ = ["COMPRESS_STAGES", "Distil", "Prune", "Quantize", "Smooth", "TrainQuantized", "compress"]
+__all__ = [
+    "COMPRESS_STAGES",
+    "Distil",
+    "Prune",
+    "PrunePostTraining",
+    "Quantize",
+    "Smooth",
+    "TrainQuantized",
+    "compress",
+]
 
 OnRow = Callable[[Mapping[str, Any]], None]
 
-COMPRESS_STAGES: Mapping[str, type[Distil | Prune | Smooth | TrainQuantized | Quantize]] = MappingProxyType(
-    {each.verb: each for each in (Distil, Prune, Smooth, TrainQuantized, Quantize)}
+COMPRESS_STAGES: Mapping[str, type[Distil | Prune | PrunePostTraining | Smooth | TrainQuantized | Quantize]] = (
+    MappingProxyType(
+        {each.verb: each for each in (Distil, Prune, PrunePostTraining, Smooth, TrainQuantized, Quantize)}
+    )
 )
 
 
