@@ -1,6 +1,6 @@
 """What post-training methods look at: calibration rows, labelled by people or by the model, and their loss.
 
-    N rows   L tokens of a row   C labels
+N rows   L tokens of a row   C labels
 """
 
 from collections.abc import Callable, Iterator

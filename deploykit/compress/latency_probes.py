@@ -53,7 +53,7 @@ def conditions(encodings: Sequence[Encoding], precision: Precision, threads: int
     """Read the conditions off a sample of rows."""
     lengths = [len(encoding.ids) for encoding in encodings]
     shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    middles = np.quantile(lengths, shares, method="nearest")
+    middles = np.quantile(lengths, shares, method="inverted_cdf")
     return Conditions(precision, threads or environment.num_cores(), tuple(int(length) for length in middles))
 
 

@@ -91,9 +91,7 @@ class LatencyTable:
         return self.base_ms + sum(cost.at(heads, ffn) for cost, heads, ffn in layers)
 
 
-def fitted(
-    measured: Mapping[Structure, float], *, first_token: bool, num_checks: int = NUM_CHECKS
-) -> LatencyTable:
+def fitted(measured: Mapping[Structure, float], *, first_token: bool, num_checks: int = NUM_CHECKS) -> LatencyTable:
     """Fit a table to measured latencies and check it on the last `num_checks` of them.
 
     Least squares of the relative errors, with no cost below zero.
@@ -122,20 +120,25 @@ def plan(full: Structure, multiple: int, *, num_checks: int = NUM_CHECKS, seed: 
         num_checks: uneven structures, drawn at random.
         seed: of the draw.
     """
-    depth, least = len(full.heads), Structure((1,) * len(full.heads), (multiple,) * len(full.ffn))
-    inner = [_mixed(full, least, share, 1.0) for share in _SHARES] + [_mixed(full, least, 1.0, share) for share in _SHARES]
-    found = [full, *(_with_last(each, full) for each in inner), _with_last(full, _mixed(full, least, 0.0, 1.0))]
-    found += [_with_last(full, _mixed(full, least, 1.0, 0.0)), _mixed(full, least, 0.5, 0.25)]
-    if depth > 1:
-        kept = depth - depth // 2
-        found.append(Structure(full.heads[-kept:], full.ffn[-kept:]))
+    least = smallest(full, multiple)
+    inner = [_mixed(full, least, share, 1.0) for share in _SHARES] + [_mixed(full, least, 1.0, s) for s in _SHARES]
+    found = [full, *(_with_last(each, full) for each in inner)]
+    found += [_with_last(full, _mixed(full, least, *shares)) for shares in ((0.0, 1.0), (1.0, 0.0))]
+    found.append(_mixed(full, least, 0.5, 0.25))
+    kept = (len(full.heads) + 1) // 2
+    found.append(Structure(full.heads[-kept:], full.ffn[-kept:]))
     rng = np.random.default_rng(seed)
-    checks = [_drawn(full, multiple, rng) for _ in range(num_checks)]
-    return [*dict.fromkeys(each for each in found if each not in checks), *dict.fromkeys(checks)]
+    checks = dict.fromkeys(_drawn(full, multiple, rng) for _ in range(num_checks))
+    return [*dict.fromkeys(each for each in found if each not in checks), *checks]
+
+
+def smallest(full: Structure, multiple: int) -> Structure:
+    """Return the least structure: one head and the least width in each layer."""
+    return Structure((1,) * len(full.heads), tuple(min(multiple, width) for width in full.ffn))
 
 
 def _mixed(full: Structure, least: Structure, heads: float, ffn: float) -> Structure:
-    """Return the structure between two, all layers alike: shares of the way from the least to the full one."""
+    """Return the structure at some shares of the way from the least to the full one, all layers alike."""
     return Structure(
         tuple(round(low + heads * (high - low)) for low, high in zip(least.heads, full.heads, strict=True)),
         tuple(low + round(ffn * (high - low) / low) * low for low, high in zip(least.ffn, full.ffn, strict=True)),

@@ -76,7 +76,7 @@ def most_valuable(scores_W: Scores, width: int) -> Kept:
 
 
 def joint_loss(gradients_NW: RowGradients, kept: Kept) -> float:
-    """Return what removing all the others at once costs, to second order: half the mean square of their summed gradient.
+    """Return what removing all the others at once costs: half the mean square of their summed gradient.
 
     The diagonal adds the squares of each alone; two parts that undo each other, or do the same, need the whole block.
     """

@@ -22,7 +22,7 @@ from deploykit.compress import latency_probes, waterfall
 from deploykit.compress.calibration import LEAST_ROWS, Labels, batches, calibration_rows, inputs_of, row_loss
 from deploykit.compress.fisher import MaskGradients, mask_gradients
 from deploykit.compress.latency_probes import Conditions
-from deploykit.compress.latency_table import TOLERANCE, LatencyTable
+from deploykit.compress.latency_table import TOLERANCE, LatencyTable, smallest
 from deploykit.compress.mask_search import Group, most_valuable, rearranged, search
 from deploykit.compress.mask_tuning import tune
 from deploykit.compress.slicing import Kept, slice_parts
@@ -121,9 +121,9 @@ class PrunePostTraining:
         if budget_ms < least:
             raise GateFailed(
                 f"{self.verb}.{name}",
-                expected=f"a model of {budget_ms:.3g} ms",
-                found=f"{least:.3g} ms ({now / least:.3g} times as fast) with one head and {self.multiple} neurons a layer",
-                next_step=f"ask for at most that, or distil to fewer layers first ({name} was {asked:g})",
+                expected=f"a model of {budget_ms:.3g} ms ({name} {asked:g})",
+                found=f"at best {least:.3g} ms, {now / least:.3g} times as fast, one head a layer",
+                next_step="ask for at most that, or distil to fewer layers first",
             )
         return budget_ms
 
@@ -131,7 +131,8 @@ class PrunePostTraining:
         """Fit the pruned model's outputs, in place."""
         if self.tuning == "none":
             return []
-        inputs = [inputs_of(batch) for batch in batches(before, rows)]
+        size = min(len(rows.encodings) // 4, 32)
+        inputs = [inputs_of(batch) for batch in batches(before, rows, size)]
         return [asdict(fit) for fit in tune(made.model, before.model, inputs, self.tuning)]
 
 
@@ -163,11 +164,6 @@ def allowed(width: int, multiple: int) -> NDArray[np.int64]:
     return np.unique([*range(multiple, width + 1, multiple), width])
 
 
-def smallest(full: Structure, multiple: int) -> Structure:
-    """Return the least structure: one head and the least width in each layer."""
-    return Structure((1,) * len(full.heads), tuple(min(multiple, width) for width in full.ffn))
-
-
 def measured(before: Checkpoint, made: Checkpoint, under: Conditions, table: LatencyTable) -> dict[str, Any]:
     """Time the result beside the checkpoint it was made from, and say what the table had promised."""
     structures = [families.structure_of(each.model) for each in (before, made)]
@@ -189,7 +185,9 @@ def warnings(table: LatencyTable) -> list[str]:
     """Say where the table was found to be wrong."""
     if table.error <= TOLERANCE:
         return []
-    return [f"the latency table is off by up to {table.error:.0%} on structures it was checked on: the machine was busy"]
+    return [
+        f"the latency table is off by up to {table.error:.0%} on structures it was checked on: the machine was busy"
+    ]
 
 
 def _sliced(before: Checkpoint, parts: Parts) -> Checkpoint:
