@@ -144,7 +144,8 @@ def test_a_quantized_checkpoint_is_not_pruned(bert: Path, reviews: Path, tmp_pat
         stage.run(PrunePostTraining(speedup=1.5), decided, open_dataset(reviews), out=tmp_path / "out")
 
 
-def test_a_table_that_was_wrong_is_said(bert: Path):
-    wrong = LatencyTable(0.2, COST, CHEAP, (Check(FULL, 1.0, 1.3),))
-    assert "off by up to 23%" in warnings(wrong)[0]
-    assert warnings(LatencyTable(0.2, COST, CHEAP, (Check(FULL, 1.0, 1.05),))) == []
+def test_a_wrong_table_and_a_missed_target_are_said():
+    right, wrong = (LatencyTable(0.2, COST, CHEAP, (Check(FULL, 1.0, measured),)) for measured in (1.05, 1.3))
+    assert warnings(right, asked=1.5, found=1.45) == []
+    assert "off by up to 23%" in warnings(wrong, asked=1.5, found=1.45)[0]
+    assert "1.2 times as fast when measured, and not 1.5" in warnings(right, asked=1.5, found=1.2)[0]
