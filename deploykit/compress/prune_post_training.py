@@ -159,7 +159,8 @@ def parts_within(budget_ms: float, table: LatencyTable, gradients: MaskGradients
             widths = allowed(len(worth), step)
             groups.append(Group(worth, widths, np.array([curve.at(int(width)) for width in widths])))
     chosen = search(groups, budget_ms - table.base_ms - sum(cost.fixed_ms for cost in costs))
-    assert chosen is not None, "the budget was checked"
+    if chosen is None:  # a budget of the smallest structure, less what rounding its costs up takes
+        chosen = [int(group.widths[0]) for group in groups]
     kept = [most_valuable(group.scores, width) for group, width in zip(groups, chosen, strict=True)]
     heads, neurons = zip(gradients.heads, kept[0::2], strict=True), zip(gradients.neurons, kept[1::2], strict=True)
     return [rearranged(*each) for each in heads], [rearranged(*each) for each in neurons]
@@ -197,10 +198,13 @@ def warnings(table: LatencyTable, asked: float, found: float) -> list[str]:
     """
     said = []
     if not table.error <= TOLERANCE:
-        said.append(f"the latency table is off by up to {table.error:.0%} on structures that checked it")
+        said.append(
+            f"the latency table is off by up to {table.error:.0%} on structures that checked it, "
+            "so it is not kept: run again on an idle machine"
+        )
     if found < asked / (1 + TOLERANCE):
         said.append(f"{found:.3g} times as fast when measured, and not {asked:.3g}")
-    return [f"{each}; run again on an idle machine" for each in said]
+    return said
 
 
 def _sliced(before: Checkpoint, parts: Parts) -> Checkpoint:

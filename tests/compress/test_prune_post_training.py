@@ -9,7 +9,7 @@ from deploykit import families, stage
 from deploykit.compress import latency_probes, waterfall
 from deploykit.compress.first_token import reads_first_token
 from deploykit.compress.fisher import MaskGradients
-from deploykit.compress.latency_table import Check, Curve, LatencyTable, LayerCost
+from deploykit.compress.latency_table import Check, Curve, LatencyTable, LayerCost, smallest
 from deploykit.compress.prune_post_training import PrunePostTraining, parts_within, warnings
 from deploykit.compress.quantize import Quantize
 from deploykit.data import open_dataset
@@ -90,6 +90,8 @@ def test_dear_parts_go_before_cheap_ones_of_the_same_worth():
     assert len(heads[0]) < len(heads[1])
     assert len(neurons[0]) < len(neurons[1])
     assert len(neurons[0]) % 8 == len(neurons[1]) % 8 == 0
+    least = parts_within(TRUE.predict(smallest(FULL, 8)), TRUE, gradients, 8)
+    assert [list(map(len, part)) for part in least] == [[1, 1], [8, 8]]
     even_heads, even_neurons = parts_within(EVEN.predict(FULL) / 1.5, EVEN, gradients, 8)
     assert abs(len(even_neurons[0]) - len(even_neurons[1])) < abs(len(neurons[0]) - len(neurons[1]))
     assert len(even_heads[1]) <= len(heads[1])
