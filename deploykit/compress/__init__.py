@@ -32,9 +32,7 @@ __all__ = [
 OnRow = Callable[[Mapping[str, Any]], None]
 
 COMPRESS_STAGES: Mapping[str, type[Distil | Prune | PrunePostTraining | Smooth | TrainQuantized | Quantize]] = (
-    MappingProxyType(
-        {each.verb: each for each in (Distil, Prune, PrunePostTraining, Smooth, TrainQuantized, Quantize)}
-    )
+    MappingProxyType({each.verb: each for each in (Distil, Prune, PrunePostTraining, Smooth, TrainQuantized, Quantize)})
 )
 
 

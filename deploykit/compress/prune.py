@@ -16,9 +16,9 @@ from deploykit import families
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
-from deploykit.compress.calibration import score_parts
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
 from deploykit.compress.fisher import Importance
+from deploykit.compress.fisher_rows import score_parts
 from deploykit.compress.slicing import require_reachable, select, slice_parts
 from deploykit.compress.source import load_float
 from deploykit.train.labelled import read_labelled

@@ -19,8 +19,9 @@ from deploykit import families
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import latency_probes, waterfall
-from deploykit.compress.calibration import LEAST_ROWS, Labels, batches, calibration_rows, inputs_of, row_loss
+from deploykit.compress.calibrate import FEWEST_ROWS
 from deploykit.compress.fisher import MaskGradients, mask_gradients
+from deploykit.compress.fisher_rows import Labels, batches, calibration_rows, inputs_of, row_loss
 from deploykit.compress.latency_probes import Conditions
 from deploykit.compress.latency_table import TOLERANCE, LatencyTable, smallest
 from deploykit.compress.mask_search import Group, most_valuable, rearranged, search
@@ -74,7 +75,7 @@ class PrunePostTraining:
             raise ValueError(f"speedup must be above 1, not {self.speedup}")
         if self.target_ms is not None and not (isfinite(self.target_ms) and self.target_ms > 0):
             raise ValueError(f"target_ms must be above 0, not {self.target_ms}")
-        for name, least in (("threads", 1), ("multiple", 1), ("calibration_rows", LEAST_ROWS)):
+        for name, least in (("threads", 1), ("multiple", 1), ("calibration_rows", FEWEST_ROWS)):
             number = getattr(self, name)
             if number is not None and number < least:
                 raise ValueError(f"{name} must be at least {least}, not {number}")

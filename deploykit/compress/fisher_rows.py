@@ -1,4 +1,4 @@
-"""What post-training methods look at: calibration rows, labelled by people or by the model, and their loss.
+"""The rows that Fisher information is measured on, labelled by people or by the model itself, and their loss.
 
 N rows   L tokens of a row   C labels
 """
@@ -15,8 +15,8 @@ from deploykit import checkpoint as checkpoints
 from deploykit import data
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, input_names
+from deploykit.compress.calibrate import require_enough
 from deploykit.compress.fisher import Importance, importance
-from deploykit.errors import DataError
 from deploykit.runtime.batching import length_sorted_batches
 from deploykit.runtime.tokenizer import Encoding
 from deploykit.tasks import task_named
@@ -25,8 +25,6 @@ from deploykit.train.batch import LABELS, Batch, collate, examples_of
 from deploykit.train.labelled import Labelled, read_labelled
 
 Labels = Literal["given", "own"]
-LEAST_ROWS = 32
-"""Fewer rows say more about themselves than about the task."""
 
 
 def calibration_rows(checkpoint: Checkpoint, source: Artifact, size: int, labels: Labels, seed: int) -> Labelled:
@@ -42,13 +40,7 @@ def calibration_rows(checkpoint: Checkpoint, source: Artifact, size: int, labels
         rows = read_labelled(checkpoint, source, "train").trainable()
     else:
         rows = _unlabelled(checkpoint, source)
-    if len(rows.encodings) < LEAST_ROWS:
-        raise DataError(
-            rows.file,
-            expected=f"at least {LEAST_ROWS} rows to calibrate on",
-            found=str(len(rows.encodings)),
-            next_step="add training rows",
-        )
+    require_enough(rows)
     rows = rows.sample(size, seed)
     return rows if labels == "given" else _self_labelled(checkpoint, rows, seed)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from deploykit import checkpoint as checkpoints
-from deploykit.compress.calibration import LEAST_ROWS, calibration_rows
+from deploykit.compress.calibrate import FEWEST_ROWS
+from deploykit.compress.fisher_rows import calibration_rows
 from deploykit.data import open_dataset
 from deploykit.errors import DataError
 from deploykit.tasks.task import IGNORED
@@ -55,9 +56,9 @@ def test_the_same_seed_draws_the_same(bert: Path, reviews: Path):
 
 @pytest.mark.parametrize("labels", ["given", "own"])
 def test_too_few_rows_are_refused_by_name(bert: Path, tmp_path: Path, labels):
-    few = make_dataset(tmp_path / "few", rows=LEAST_ROWS - 1)
+    few = make_dataset(tmp_path / "few", rows=FEWEST_ROWS - 1)
     with pytest.raises(
-        DataError, match=rf"train\.jsonl: expected at least {LEAST_ROWS} rows .* found {LEAST_ROWS - 1}"
+        DataError, match=rf"train\.jsonl: expected at least {FEWEST_ROWS} rows .* found {FEWEST_ROWS - 1}"
     ):
         drawn(bert, few, labels)
 
