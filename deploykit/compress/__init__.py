@@ -10,6 +10,7 @@ from deploykit.artifact import Artifact, Node
 from deploykit.compress import waterfall
 from deploykit.compress.distil import Distil
 from deploykit.compress.prune import Prune
+from deploykit.compress.prune_post_training import PrunePostTraining
 from deploykit.compress.prune_vocabulary import PruneVocabulary
 from deploykit.compress.quantize import Quantize
 from deploykit.compress.smooth import Smooth
@@ -18,13 +19,31 @@ from deploykit.environment import cache_dir
 from deploykit.errors import OutputExists, UsageError
 from deploykit.stage import Stage
 
-__all__ = ["COMPRESS_STAGES", "Distil", "Prune", "PruneVocabulary", "Quantize", "Smooth", "TrainQuantized", "compress"]
+__all__ = [
+    "COMPRESS_STAGES",
+    "Distil",
+    "Prune",
+    "PrunePostTraining",
+    "PruneVocabulary",
+    "Quantize",
+    "Smooth",
+    "TrainQuantized",
+    "compress",
+]
 
 OnRow = Callable[[Mapping[str, Any]], None]
 
-COMPRESS_STAGES: Mapping[str, type[Distil | Prune | PruneVocabulary | Smooth | TrainQuantized | Quantize]] = (
-    MappingProxyType({each.verb: each for each in (Distil, Prune, PruneVocabulary, Smooth, TrainQuantized, Quantize)})
+_STAGES: tuple[type[Stage], ...] = (
+    PruneVocabulary,
+    Distil,
+    Prune,
+    PrunePostTraining,
+    Smooth,
+    TrainQuantized,
+    Quantize,
 )
+COMPRESS_STAGES: Mapping[str, type[Stage]] = MappingProxyType({each.verb: each for each in _STAGES})
+"""Verb to stage, in the order in which a recipe would name them."""
 
 
 def compress(

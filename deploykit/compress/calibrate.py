@@ -35,7 +35,8 @@ _BINS = 2048
 _CANDIDATES = 128
 _PERCENTILE = 0.9999
 _LEVELS = 255
-_FEWEST_ROWS = 32
+FEWEST_ROWS = 32
+"""Fewer rows say more about themselves than about the task."""
 _STRANGE, _TOO_STRANGE = 0.01, 0.1
 """Shares of tokens outside the range of all calibration tokens: of the same kind, one of M would be two in M."""
 
@@ -167,12 +168,12 @@ def require_enough(rows: Labelled) -> None:
     Raises:
         DataError: there are not.
     """
-    if len(rows.encodings) < _FEWEST_ROWS:
+    if len(rows.encodings) < FEWEST_ROWS:
         raise DataError(
             rows.file,
-            expected=f"at least {_FEWEST_ROWS} rows to calibrate on",
+            expected=f"at least {FEWEST_ROWS} rows to calibrate on",
             found=str(len(rows.encodings)),
-            next_step="add rows, or use a scheme that needs none",
+            next_step="add rows, or use a method that needs none",
         )
 
 

@@ -10,22 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.artifact import Artifact, Kind
-from deploykit.checkpoint import Checkpoint, input_names
+from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
-from deploykit.compress.fisher import Importance, importance
+from deploykit.compress.fisher import Importance
+from deploykit.compress.fisher_rows import score_parts
 from deploykit.compress.slicing import require_reachable, select, slice_parts
 from deploykit.compress.source import load_float
-from deploykit.runtime.batching import length_sorted_batches
-from deploykit.tasks.task import IGNORED
-from deploykit.train.batch import LABELS, Batch, collate, examples_of
-from deploykit.train.labelled import Labelled, read_labelled
+from deploykit.train.labelled import read_labelled
 from deploykit.train.loop import Training
 
 
@@ -128,17 +124,3 @@ class Prune:
             seed=self.seed,
             pad_id=pad_id,
         )
-
-
-def score_parts(checkpoint: Checkpoint, rows: Labelled, *, batch_size: int = 32) -> Importance:
-    """Score every head and neuron of a checkpoint on labelled rows, in length-sorted batches."""
-    examples = examples_of(rows.encodings, rows.targets, input_names(checkpoint.model))
-    order = length_sorted_batches([len(encoding.ids) for encoding in rows.encodings], batch_size)
-    batches = (collate([examples[index] for index in indices], checkpoint.spec.pad_id) for indices in order)
-
-    def loss(batch: Batch) -> Tensor:
-        inputs = {name: tensor for name, tensor in batch.items() if name != LABELS}
-        logits = checkpoint.model(**inputs).logits
-        return F.cross_entropy(logits.flatten(0, -2), batch[LABELS].flatten(), ignore_index=IGNORED, reduction="sum")
-
-    return importance(checkpoint.model, batches, loss)

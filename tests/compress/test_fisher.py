@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from deploykit import families
-from deploykit.compress.fisher import importance
+from deploykit.compress.fisher import importance, mask_gradients
 from tests.models import CLASS_LABELS, tiny_config
 
 FAMILIES = ("bert", "roberta", "distilbert")
@@ -84,6 +84,21 @@ def test_the_batch_size_does_not_matter():
     one, many = (importance(model, batches(sizes), row_losses(model)) for sizes in ([1] * 6, [6]))
     for a, b in zip((*one.heads, *one.neurons), (*many.heads, *many.neurons), strict=True):
         assert a == pytest.approx(b, rel=1e-3)
+
+
+def test_row_gradients_are_those_that_importance_averages():
+    model = tiny_model("bert")
+    rows = mask_gradients(model, batches([4, 2]), row_losses(model))
+    assert [gradients.shape for gradients in (*rows.heads, *rows.neurons)] == [(6, 4), (6, 4), (6, 64), (6, 64)]
+    expected, found = importance(model, batches([4, 2]), row_losses(model)), rows.importance()
+    for a, b in zip((*found.heads, *found.neurons), (*expected.heads, *expected.neurons), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_rows_gradients_do_not_depend_on_its_neighbours():
+    model = tiny_model("bert")
+    alone, together = (mask_gradients(model, batches(sizes), row_losses(model)) for sizes in ([1] * 4, [4]))
+    assert np.allclose(alone.neurons[0], together.neurons[0], rtol=1e-3, atol=1e-6)
 
 
 def test_the_model_is_left_as_it_was():

@@ -9,7 +9,8 @@ import torch
 
 from deploykit import checkpoint as checkpoints
 from deploykit import families, stage
-from deploykit.compress.prune import Prune, score_parts
+from deploykit.compress.fisher_rows import score_parts
+from deploykit.compress.prune import Prune
 from deploykit.compress.quantize import Quantize
 from deploykit.data import open_dataset
 from deploykit.errors import UsageError

@@ -1,0 +1,153 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploykit import checkpoint as checkpoints
+from deploykit import families, stage
+from deploykit.compress import latency_probes, waterfall
+from deploykit.compress.first_token import reads_first_token
+from deploykit.compress.fisher import MaskGradients
+from deploykit.compress.latency_table import Check, Curve, LatencyTable, LayerCost, smallest
+from deploykit.compress.prune_post_training import PrunePostTraining, parts_within, warnings
+from deploykit.compress.quantize import Quantize
+from deploykit.data import open_dataset
+from deploykit.errors import DataError, GateFailed, UsageError
+from deploykit.families import Structure
+from deploykit.train.labelled import read_labelled
+from tests.models import make_dataset
+
+COST = LayerCost(0.1, Curve((4,), (0.1,)), Curve((64,), (0.01,)))
+CHEAP = LayerCost(0.0, Curve((4,), (0.02,)), Curve((64,), (0.001,)))
+FULL = Structure((4, 4), (64, 64))
+TRUE = LatencyTable(0.2, COST, CHEAP)
+EVEN = LatencyTable(0.2, COST, COST)
+"""1.484 ms in full, 0.508 with one head and 8 neurons a layer."""
+
+
+@pytest.fixture(autouse=True)
+def _fake_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
+
+    def latencies(model, structures, _under):
+        table = TRUE if reads_first_token(model.model) else EVEN
+        return {each: table.predict(each) for each in structures}
+
+    monkeypatch.setattr(latency_probes, "latencies", latencies)
+
+
+def pruned(model: Path, data: Path, out: Path, **settings: Any):
+    given = {"multiple": 8, "calibration_rows": 48, **settings}
+    return stage.run(PrunePostTraining(**given), checkpoints.open_checkpoint(model), open_dataset(data), out=out)
+
+
+@pytest.mark.parametrize("family_model", ["bert", "bert_ner"])
+@pytest.mark.parametrize("settings", [{"labels": "own"}, {"tuning": "masks"}, {"tuning": "none"}])
+def test_the_target_is_met_and_the_result_reloads(family_model: str, settings, request, tmp_path: Path):
+    data = request.getfixturevalue("reviews" if family_model == "bert" else "entities")
+    model = request.getfixturevalue(family_model)
+    made = pruned(model, data, tmp_path / "out", speedup=1.5, **settings)
+    found = checkpoints.load(made)
+    structure = families.structure_of(found.model)
+    assert found.spec.structure == structure
+    assert made.facts["latency"]["speedup"] >= 1.5
+    assert made.facts["latency"]["predicted_speedup"] == pytest.approx(made.facts["latency"]["speedup"])
+    assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "prune-post-training"]
+    assert len(made.facts["fits"]) == (0 if settings.get("tuning") == "none" else 4)
+
+
+def test_milliseconds_and_speedup_are_the_same_target(bert: Path, reviews: Path, tmp_path: Path):
+    one = pruned(bert, reviews, tmp_path / "one", speedup=2.0)
+    two = pruned(bert, reviews, tmp_path / "two", target_ms=TRUE.predict(FULL) / 2)
+    assert (one.path / "model.safetensors").read_bytes() == (two.path / "model.safetensors").read_bytes()
+
+
+def test_the_same_work_gives_the_same_digest(bert: Path, reviews: Path, tmp_path: Path):
+    first, second = (pruned(bert, reviews, tmp_path / name, speedup=1.5).digest for name in ("first", "second"))
+    assert first == second
+
+
+def test_tuning_brings_the_pruned_model_nearer_to_its_parent(bert: Path, tmp_path: Path):
+    data = make_dataset(tmp_path / "data", rows=200)
+    parent = checkpoints.load(checkpoints.open_checkpoint(bert))
+    rows = read_labelled(parent, open_dataset(data), "test").encodings
+    expected = np.array(checkpoints.logits(parent, rows))
+    distances = {}
+    for tuning in ("none", "weights"):
+        made = pruned(bert, data, tmp_path / tuning, speedup=1.3, tuning=tuning, calibration_rows=200)
+        distances[tuning] = np.abs(np.array(checkpoints.logits(checkpoints.load(made), rows)) - expected).mean()
+    assert distances["weights"] < 0.7 * distances["none"]
+
+
+def test_dear_parts_go_before_cheap_ones_of_the_same_worth():
+    rng = np.random.default_rng(0)
+    gradients = MaskGradients(
+        tuple(rng.standard_normal((50, 4)).astype(np.float32) for _ in range(2)),
+        tuple(rng.standard_normal((50, 64)).astype(np.float32) for _ in range(2)),
+    )
+    heads, neurons = parts_within(TRUE.predict(FULL) / 1.5, TRUE, gradients, 8)
+    assert len(heads[0]) < len(heads[1])
+    assert len(neurons[0]) < len(neurons[1])
+    assert len(neurons[0]) % 8 == len(neurons[1]) % 8 == 0
+    least = parts_within(TRUE.predict(smallest(FULL, 8)), TRUE, gradients, 8)
+    assert [list(map(len, part)) for part in least] == [[1, 1], [8, 8]]
+    even_heads, even_neurons = parts_within(EVEN.predict(FULL) / 1.5, EVEN, gradients, 8)
+    assert abs(len(even_neurons[0]) - len(even_neurons[1])) < abs(len(neurons[0]) - len(neurons[1]))
+    assert len(even_heads[1]) <= len(heads[1])
+
+
+def test_a_target_out_of_reach_names_the_nearest_point_and_leaves_nothing(bert: Path, reviews: Path, tmp_path: Path):
+    with pytest.raises(GateFailed, match=r"speedup: .* at best 0\.508 ms, 2\.92 times as fast") as caught:
+        pruned(bert, reviews, tmp_path / "out", speedup=50.0)
+    assert caught.value.exit_code == 1
+    with pytest.raises(GateFailed, match=r"target_ms: .* at best 0\.508 ms"):
+        pruned(bert, reviews, tmp_path / "out", target_ms=0.1)
+    assert not (tmp_path / "out").exists()
+    pruned(bert, reviews, tmp_path / "out", speedup=2.9)
+
+
+def test_a_target_that_is_met_already_is_refused(bert: Path, reviews: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"target_ms: expected less than the 1\.48 ms .* found 2"):
+        pruned(bert, reviews, tmp_path / "out", target_ms=2.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({}, "exactly one"),
+        ({"speedup": 2.0, "target_ms": 1.0}, "exactly one"),
+        ({"speedup": 0.0}, "speedup must be above 1"),
+        ({"speedup": 1.0}, "speedup must be above 1"),
+        ({"speedup": 0.9}, "speedup must be above 1"),
+        ({"speedup": float("nan")}, "speedup must be above 1"),
+        ({"speedup": float("inf")}, "speedup must be above 1"),
+        ({"target_ms": 0.0}, "target_ms must be above 0"),
+        ({"target_ms": -1.0}, "target_ms must be above 0"),
+        ({"speedup": 2.0, "threads": 0}, "threads"),
+        ({"speedup": 2.0, "calibration_rows": 31}, "calibration_rows must be at least 32"),
+        ({"speedup": 2.0, "multiple": 0}, "multiple"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(settings: dict[str, float], named: str):
+    with pytest.raises(ValueError, match=named):
+        PrunePostTraining(**settings)  # type: ignore[arg-type]
+
+
+def test_too_little_calibration_data_is_refused_by_name(bert: Path, tmp_path: Path):
+    few = make_dataset(tmp_path / "few", rows=12)
+    with pytest.raises(DataError, match=r"train\.jsonl: expected at least 32 rows"):
+        pruned(bert, few, tmp_path / "out", speedup=1.5)
+
+
+def test_a_quantized_checkpoint_is_not_pruned(bert: Path, reviews: Path, tmp_path: Path):
+    decided = stage.run(Quantize(), checkpoints.open_checkpoint(bert), open_dataset(reviews), out=tmp_path / "int8")
+    with pytest.raises(UsageError, match="put quantize last"):
+        stage.run(PrunePostTraining(speedup=1.5), decided, open_dataset(reviews), out=tmp_path / "out")
+
+
+def test_a_wrong_table_and_a_missed_target_are_said():
+    right, wrong = (LatencyTable(0.2, COST, CHEAP, (Check(FULL, 1.0, measured),)) for measured in (1.05, 1.3))
+    assert warnings(right, asked=1.5, found=1.45) == []
+    assert "off by up to 23%" in warnings(wrong, asked=1.5, found=1.45)[0]
+    assert "1.2 times as fast when measured, and not 1.5" in warnings(right, asked=1.5, found=1.2)[0]
