@@ -5,7 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from deploykit import artifact, stage
+from deploykit import artifact, processes, stage
 from deploykit.artifact import Artifact, Node
 from deploykit.compress import waterfall
 from deploykit.compress.distil import Distil
@@ -66,7 +66,10 @@ def compress(
         origin = stage.node_before(each, made, data).origin
         made = stage.run(each, made, data, out=cache_dir() / "stages" / origin, force=True)
         told = _tell(made, told, tell)
-    return artifact.copy(made, out, replace=force)
+    if processes.is_first():
+        artifact.copy(made, out, replace=force)
+    processes.wait()
+    return artifact.read(out)
 
 
 def _tell(made: Artifact, told: int, tell: OnRow) -> int:
