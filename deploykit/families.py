@@ -162,10 +162,14 @@ def block_linears(model: "PreTrainedModel") -> Iterator[tuple[str, "nn.Linear"]]
             yield names[id(linear)], linear
 
 
+def hidden_size(model: "PreTrainedModel") -> int:
+    """Return the width of the hidden states."""
+    return int(getattr(model.config, FAMILIES[model.config.model_type].hidden_size))
+
+
 def head_size(model: "PreTrainedModel") -> int:
-    """Return the width of one attention head, which pruning never changes."""
-    family = FAMILIES[model.config.model_type]
-    return int(getattr(model.config, family.hidden_size)) // int(getattr(model.config, family.num_heads))
+    """Return the width of one attention head, which nothing here ever changes."""
+    return hidden_size(model) // int(getattr(model.config, FAMILIES[model.config.model_type].num_heads))
 
 
 def structure_of(model: "PreTrainedModel") -> Structure:

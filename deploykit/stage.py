@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from filelock import FileLock, Timeout
@@ -20,6 +21,10 @@ from deploykit import artifact, processes
 from deploykit.artifact import Artifact, Kind, Node
 from deploykit.environment import host_name
 from deploykit.errors import ArtifactError, OutputExists, TrainingStopped, UsageError, resources_mapped
+
+FURTHER_SOURCE: Mapping[str, bool] = MappingProxyType({"further source": True})
+"""The metadata of a field that names a folder to read beside the other sources. It is no setting: what lies there
+becomes one more source, so its content enters the digest, and its path does not."""
 
 
 class Stage(Protocol):
@@ -39,8 +44,17 @@ class Stage(Protocol):
 
 
 def settings_of(stage: Stage) -> dict[str, Any]:
-    """Return a stage's settings as JSON gives them back (lists, not tuples)."""
-    return json.loads(artifact.canonical_json(dataclasses.asdict(stage)))  # type: ignore[call-overload,no-any-return]
+    """Return a stage's settings as JSON gives them back (lists, not tuples), without its further sources."""
+    values = dataclasses.asdict(stage)  # type: ignore[call-overload]
+    for name in further_sources(stage):
+        del values[name]
+    return json.loads(artifact.canonical_json(values))  # type: ignore[no-any-return]
+
+
+def further_sources(stage: Stage) -> dict[str, str | None]:
+    """Return the fields that name further sources, with their paths."""
+    fields = dataclasses.fields(stage)  # type: ignore[arg-type]
+    return {item.name: getattr(stage, item.name) for item in fields if item.metadata == FURTHER_SOURCE}
 
 
 def node_before(stage: Stage, *sources: Artifact) -> Node:
@@ -78,7 +92,8 @@ def run(stage: Stage, *sources: Artifact, out: Path, force: bool = False) -> Art
 
     A finished artifact of the same origin is returned as it is. On an error nothing is left behind, but for a training
     that must stop: its last good weights are sealed beside `out`, and the error tells where. After a kill, a stage that
-    resumes finds its scratch folder again. Of several processes the first one seals; the others take part in what trains.
+    resumes finds its scratch folder again. Of several processes the first one seals; the others take part in what
+    trains.
 
     Raises:
         OutputExists: `out` holds something else and `force` is false.
