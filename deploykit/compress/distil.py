@@ -195,8 +195,8 @@ class Distil:
         _require(bool(further) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
         found = [unlabeled(teacher, each) for each in further]
         if self.augment:
-            table: Any = teacher.model.get_input_embeddings().weight
-            copies = augmented(rows.encodings, table.detach().numpy(), self.augment, self.seed)
+            table = families.word_embeddings(teacher.model).numpy()
+            copies = augmented(rows.encodings, table, self.augment, self.seed)
             found.append(without_labels(teacher, copies, rows.file))
         return found
 

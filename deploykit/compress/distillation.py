@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -149,15 +151,16 @@ def best_projection(student: PreTrainedModel, teacher: PreTrainedModel) -> Tenso
     The least squares start of the learned projection: for a student cut from its teacher, each dimension finds the one
     it came from.
     """
-    own, theirs = (model.get_input_embeddings().weight.detach() for model in (student, teacher))
-    return torch.linalg.lstsq(own.double(), theirs.double(), driver="gelsd").solution.T.to(own.dtype)
+    own, theirs = families.word_embeddings(student), families.word_embeddings(teacher)
+    solution: Tensor = torch.linalg.lstsq(own.double(), theirs.double(), driver="gelsd").solution
+    return solution.T.to(own.dtype)
 
 
 def with_teacher(examples: Sequence[Example], outputs: TeacherOutputs) -> list[Example]:
     """Put the teacher's outputs beside each example's inputs and labels."""
-    names, tables = ("logits", *outputs.states), (outputs.logits, *outputs.states.values())
-    rows = zip(examples, *tables, strict=True)
-    return [{**example, **dict(zip(map(_key, names), arrays, strict=True))} for example, *arrays in rows]
+    tables: dict[str, Sequence[NDArray[Any]]] = {_key("logits"): outputs.logits}
+    tables |= {_key(name): rows for name, rows in outputs.states.items()}
+    return [{**example, **{key: rows[index] for key, rows in tables.items()}} for index, example in enumerate(examples)]
 
 
 def distillation_loss(objective: Objective, teacher: PreTrainedModel) -> Callable[[nn.Module, Batch], Tensor]:

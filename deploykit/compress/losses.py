@@ -3,6 +3,8 @@
 M scored positions   C labels   N rows   L padded length   H hidden size   S student's, T teacher's heads * head size
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,8 +35,9 @@ def hidden_loss(student_NLH: Tensor, teacher_NLH: Tensor, mask_NL: Tensor) -> Te
 
 def attention_scores(query_NLA: Tensor, key_NLA: Tensor, heads: int) -> Tensor:
     """Return scaled dot products (N,heads,L,L), rows for queries, before any softmax."""
-    query, key = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_NLA, key_NLA))
-    return query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    query, key = (x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2) for x in (query_NLA, key_NLA))
+    size = query.shape[-1]
+    return torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(size)
 
 
 def attention_loss(student_NALL: Tensor, teacher_NALL: Tensor, mask_NL: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def activity(checkpoint: Checkpoint, encodings: Sequence[Encoding]) -> Activity:
             handle.remove()
     each = range(len(blocks))
     return Activity(
-        tuple(squares[f"heads-{i}"].unflatten(0, (-1, size)).sum(1).numpy() for i in each),
+        tuple(squares[f"heads-{i}"].view(-1, size).sum(1).numpy() for i in each),
         tuple(squares[f"neurons-{i}"].numpy() for i in each),
         (hidden / hidden.sum(1, keepdim=True)).sum(0).numpy(),
     )

@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from deploykit import checkpoint as checkpoints
+from deploykit import families
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, input_names
-from deploykit.compress.distillation import Objective, distillation_loss, matching_layers, observed, with_teacher
+from deploykit.compress.distillation import (
+    Objective,
+    best_projection,
+    distillation_loss,
+    matching_layers,
+    observed,
+    with_teacher,
+)
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths
 from deploykit.compress.teacher import teacher_outputs
 from deploykit.data import open_dataset
@@ -109,10 +117,10 @@ def test_a_narrower_student_is_projected_and_the_projection_starts_at_the_dimens
     objective = replace(ALL, attention_weight=0.0, relation_heads=2)
     wrapped = observed(student.model, teacher.model, objective)
     assert wrapped.projection is not None
-    own, theirs = (model.get_input_embeddings().weight for model in (student.model, teacher.model))
+    own, theirs = families.word_embeddings(student.model), families.word_embeddings(teacher.model)
     kept = [index for index in range(32) if any(torch.equal(theirs[:, index], column) for column in own.T)]
     assert len(kept) == 16
-    assert torch.allclose(wrapped.projection.weight[kept], torch.eye(16), atol=1e-4)
+    assert torch.allclose(best_projection(student.model, teacher.model)[kept], torch.eye(16), atol=1e-4)
     loss = distillation_loss(objective, teacher.model)(wrapped, batch_of(source, teacher, rows, objective))
     loss.backward()
     assert all(parameter.grad is not None for parameter in wrapped.parameters())
