@@ -13,6 +13,9 @@ from deploykit.train.labelled import score
 from tests.models import make_checkpoint, make_dataset
 
 EPOCHS = 4
+NARROW = {
+    "layers": (2,), "hidden_size": 16, "ffn": 32, "epochs": EPOCHS, "relation_weight": 1.0, "augment": 1,
+}  # fmt: skip
 DIES_AFTER_TWO_EPOCHS = f"""
 import os, signal, sys
 from pathlib import Path
@@ -29,7 +32,7 @@ def dying(*arguments):
     return score(*arguments)
 distillation.score = dying
 model, data, out = map(Path, sys.argv[1:])
-stage.run(Distil(layers=1, epochs={EPOCHS}), open_checkpoint(model), open_dataset(data), out=out)
+stage.run(Distil(**{NARROW}), open_checkpoint(model), open_dataset(data), out=out)
 """
 
 
@@ -55,8 +58,13 @@ def test_a_student_learns_its_teachers_answers(bert: Path, reviews: Path, tmp_pa
     assert min(losses[1:]) < losses[0] / 2
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_digest(bert: Path, reviews: Path, tmp_path: Path, monkeypatch):
-    clean, _ = distilled(bert, reviews, tmp_path / "clean", layers=1, epochs=EPOCHS)
+def test_a_killed_run_goes_on_projection_included_and_ends_with_the_same_digest(
+    bert: Path, reviews: Path, tmp_path: Path, monkeypatch
+):
+    clean, student = distilled(bert, reviews, tmp_path / "clean", **NARROW)
+    assert families.structure_of(student.model) == families.Structure((2,), (32,))
+    assert not [name for name in student.model.state_dict() if "projection" in name]
+    assert clean.facts["rows"] == [48, 48]
     out = tmp_path / "killed"
     died = subprocess.run([sys.executable, "-c", DIES_AFTER_TWO_EPOCHS, bert, reviews, out], capture_output=True)
     assert died.returncode == -9, died.stderr.decode()
@@ -68,7 +76,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_digest(bert: Path, reviews:
         return score(*arguments)
 
     monkeypatch.setattr("deploykit.compress.distillation.score", counted)
-    resumed, _ = distilled(bert, reviews, out, layers=1, epochs=EPOCHS)
+    resumed, _ = distilled(bert, reviews, out, **NARROW)
     assert len(evaluated) == EPOCHS - 2
     assert resumed.digest == clean.digest
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
@@ -79,28 +87,6 @@ def test_another_seed_is_another_student(bert: Path, reviews: Path, tmp_path: Pa
         distilled(bert, reviews, tmp_path / str(seed), layers=1, epochs=1, seed=seed)[0] for seed in (0, 1)
     )
     assert first.files["model.safetensors"] != second.files["model.safetensors"]
-
-
-NARROW = {
-    "layers": (2,), "hidden_size": 16, "ffn": 32, "epochs": EPOCHS, "relation_weight": 1.0, "augment": 1,
-}  # fmt: skip
-
-
-def test_a_narrow_student_with_every_part_goes_on_after_a_kill_with_its_projection(
-    bert: Path, reviews: Path, tmp_path: Path, monkeypatch
-):
-    clean, student = distilled(bert, reviews, tmp_path / "clean", **NARROW)
-    assert families.structure_of(student.model) == families.Structure((2,), (32,))
-    assert (
-        student.model.state_dict().keys()
-        == checkpoints.load(checkpoints.open_checkpoint(clean.path)).model.state_dict().keys()
-    )
-    assert clean.facts["rows"] == [48, 48]
-    out = tmp_path / "killed"
-    script = DIES_AFTER_TWO_EPOCHS.replace(f"layers=1, epochs={EPOCHS}", f"**{NARROW}")
-    died = subprocess.run([sys.executable, "-c", script, bert, reviews, out], capture_output=True)
-    assert died.returncode == -9, died.stderr.decode()
-    assert distilled(bert, reviews, out, **NARROW)[0].digest == clean.digest
 
 
 def test_attention_scores_are_learned_too(bert: Path, reviews: Path, tmp_path: Path):
