@@ -6,7 +6,8 @@ and says little; here each of these is an error that names the tensor. Pickled w
     N rows   L padded length   C labels
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from deploykit import artifact, families
 from deploykit.artifact import Artifact
 from deploykit.environment import cache_dir
-from deploykit.errors import CheckpointError, UsageError
+from deploykit.errors import CheckpointError, TrainingStopped, UsageError
 from deploykit.runtime import batching
 from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
@@ -147,6 +148,16 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         if (checkpoint.path / name).is_file():
             artifact.write_json(folder / name, artifact.read_json(checkpoint.path / name, CheckpointError))
     artifact.write_json(folder / SPEC, {"format": FORMAT, **asdict(checkpoint.spec)})
+
+
+@contextmanager
+def kept_when_stopped(checkpoint: Checkpoint, folder: Path) -> Iterator[None]:
+    """Save a checkpoint when its training must stop: the loop has left the last good weights in it."""
+    try:
+        yield
+    except TrainingStopped:
+        save(checkpoint, folder)
+        raise
 
 
 def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

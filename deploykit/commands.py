@@ -39,13 +39,19 @@ def compress(
     *,
     data: Source,
     out: Path,
+    unlabeled: Path | None = None,
     force: bool = False,
     on_row: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Artifact:
-    """Distil, prune and decide the quantization, as the recipe says; `on_row` sees each waterfall row as it comes."""
+    """Distil, prune and decide the quantization, as the recipe says; `on_row` sees each waterfall row as it comes.
+
+    `unlabeled` names rows without labels for the recipe's distillations, as their own field would.
+    """
     from deploykit import compress as compressing
     from deploykit.checkpoint import open_checkpoint
 
+    if unlabeled is not None:
+        stages = compressing.with_unlabeled(stages, str(unlabeled))
     return compressing.compress(
         open_checkpoint(checkpoint), open_dataset(data), stages, out, force=force, on_row=on_row
     )

@@ -5,18 +5,19 @@ A row is a dict of the task's fields. Every error names the file and the line.
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploykit import artifact
-from deploykit.artifact import Artifact
+from deploykit.artifact import Artifact, Node
 from deploykit.environment import cache_dir
 from deploykit.errors import DataError, EnvironmentMissing
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+TEXT = ".txt"
 LABELS = "labels.json"
 
 
@@ -60,6 +61,36 @@ def open_dataset(source: str | Path) -> Artifact:
     return found
 
 
+def open_unlabeled(source: str | Path) -> Artifact:
+    """Adopt a file of rows that need no label, or every such file of a folder, where they lie.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(source)
+    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    files = [file for file in files if file.suffix in (*SUFFIXES, TEXT) and not file.name.startswith(".")]
+    if not files:
+        raise DataError(
+            path,
+            expected=f"a file ending in {', '.join((*SUFFIXES, TEXT))}, or a folder of them",
+            found="none",
+            next_step="check the path",
+        )
+    digests = {file.name: artifact.file_digest(file) for file in files}
+    node = Node("dataset", artifact.IMPORT, {}, (), artifact.digest_of(digests))
+    return Artifact(files[0].parent, node, digests)
+
+
+def read_unlabeled(data: Artifact) -> list[Split]:
+    """Read every file that `open_unlabeled` adopted; a line of a .txt file is a row's `text`, blank lines are none.
+
+    Raises:
+        DataError: a file is empty, not UTF-8, or a line is broken.
+    """
+    return [read_file(data.path / name, (*SUFFIXES, TEXT)) for name in sorted(data.files)]
+
+
 def split_names(path: Path) -> list[str]:
     """List the splits of a data folder."""
     return sorted(file.stem for file in path.iterdir() if file.suffix in SUFFIXES)
@@ -82,17 +113,22 @@ def read_split(path: Path, name: str) -> Split:
     return read_file(files[0])
 
 
-def read_file(file: Path) -> Split:
+def read_file(file: Path, suffixes: Sequence[str] = SUFFIXES) -> Split:
     """Read the rows of one file, by its suffix.
 
     Raises:
         DataError: it is missing, empty, not UTF-8, of another format, or a line is broken.
     """
-    readers = {".jsonl": (_read_jsonl, 1), ".csv": (_read_csv, 2), ".parquet": (_read_parquet, 1)}
-    if file.suffix not in readers or not file.is_file():
+    readers = {
+        ".jsonl": (_read_jsonl, 1),
+        ".csv": (_read_csv, 2),
+        ".parquet": (_read_parquet, 1),
+        TEXT: (_read_text, 1),
+    }
+    if file.suffix not in suffixes or not file.is_file():
         raise DataError(
             file,
-            expected=f"a file ending in {', '.join(SUFFIXES)}",
+            expected=f"a file ending in {', '.join(suffixes)}",
             found="another ending" if file.is_file() else "no such file",
             next_step="check the path",
         )
@@ -172,6 +208,12 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
                 f"{file}:{number}", expected="a JSON object", found=type(row).__name__, next_step="repair the line"
             )
         yield row
+
+
+def _read_text(file: Path) -> Iterator[Row]:
+    for _, line in _lines(file):
+        if text := line.strip():
+            yield {"text": text}
 
 
 def _read_csv(file: Path) -> Iterator[Row]:

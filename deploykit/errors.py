@@ -6,6 +6,7 @@
       UsageError               2  the command line asks for the impossible
         RecipeError               a recipe or pipeline (file, line, field)
         OutputExists              the output folder is already there
+        TrainingStopped           a loss or gradient that is not finite
       InputError               3  something handed in is unusable
         CheckpointError           weights, configuration or tokenizer
         DataError                 rows or labels
@@ -55,6 +56,10 @@ class RecipeError(UsageError):
 
 class OutputExists(UsageError):
     """The output folder exists and is not the finished artifact that was asked for."""
+
+
+class TrainingStopped(UsageError):
+    """A loss or gradient is not finite with these settings; the last good weights are kept."""
 
 
 class InputError(DeploykitError):

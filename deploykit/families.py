@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from deploykit.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 
@@ -162,10 +162,19 @@ def block_linears(model: "PreTrainedModel") -> Iterator[tuple[str, "nn.Linear"]]
             yield names[id(linear)], linear
 
 
+def hidden_size(model: "PreTrainedModel") -> int:
+    """Return the width of the hidden states."""
+    return int(getattr(model.config, FAMILIES[model.config.model_type].hidden_size))
+
+
+def word_embeddings(model: "PreTrainedModel") -> "Tensor":
+    """Return the word embeddings (V,H), without a gradient."""
+    return cast("nn.Embedding", model.get_input_embeddings()).weight.detach()
+
+
 def head_size(model: "PreTrainedModel") -> int:
-    """Return the width of one attention head, which pruning never changes."""
-    family = FAMILIES[model.config.model_type]
-    return int(getattr(model.config, family.hidden_size)) // int(getattr(model.config, family.num_heads))
+    """Return the width of one attention head, which nothing here ever changes."""
+    return hidden_size(model) // int(getattr(model.config, FAMILIES[model.config.model_type].num_heads))
 
 
 def structure_of(model: "PreTrainedModel") -> Structure:

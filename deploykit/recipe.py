@@ -22,7 +22,7 @@ from deploykit.errors import RecipeError, UsageError
 from deploykit.export.export import Export
 from deploykit.package import Package
 from deploykit.report import ReportSettings
-from deploykit.stage import Stage
+from deploykit.stage import Stage, further_sources
 from deploykit.tasks import TASKS
 from deploykit.train.finetune import Finetune
 
@@ -232,7 +232,9 @@ def _stage(document: Document, path: Field) -> Stage:
     (name,) = item
     if name not in COMPRESS_STAGES:
         raise settings.unknown(str(name), COMPRESS_STAGES, document.where((*path, name)), RecipeError)
-    return build(COMPRESS_STAGES[name], document, (*path, name))
+    made: Stage = build(COMPRESS_STAGES[name], document, (*path, name))
+    further = {name: _located(Path(document.file), value) for name, value in further_sources(made).items() if value}
+    return dataclasses.replace(made, **further) if further else made  # type: ignore[type-var]
 
 
 def _compress(document: Document, file: Path) -> tuple[Stage, ...]:

@@ -8,17 +8,23 @@ of the same origin, does the work and seals it.
 import dataclasses
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from filelock import FileLock, Timeout
 
-from deploykit import artifact
+from deploykit import artifact, processes
 from deploykit.artifact import Artifact, Kind, Node
 from deploykit.environment import host_name
-from deploykit.errors import ArtifactError, OutputExists, UsageError, resources_mapped
+from deploykit.errors import ArtifactError, OutputExists, TrainingStopped, UsageError, resources_mapped
+
+FURTHER_SOURCE: Mapping[str, bool] = MappingProxyType({"further source": True})
+"""The metadata of a field that names a folder to read beside the other sources. It is no setting: what lies there
+becomes one more source, so its content enters the digest, and its path does not."""
 
 
 class Stage(Protocol):
@@ -30,7 +36,7 @@ class Stage(Protocol):
     """The kinds of the sources, in order; sources beyond these are of the last kind."""
     makes: ClassVar[Kind]
     resumes: ClassVar[bool]
-    """Whether a killed run's scratch folder is of use to the next one."""
+    """Whether it trains: a killed run's scratch folder is of use to the next, and several processes work together."""
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write the payload into `scratch` and return the facts."""
@@ -38,8 +44,17 @@ class Stage(Protocol):
 
 
 def settings_of(stage: Stage) -> dict[str, Any]:
-    """Return a stage's settings as JSON gives them back (lists, not tuples)."""
-    return json.loads(artifact.canonical_json(dataclasses.asdict(stage)))  # type: ignore[call-overload,no-any-return]
+    """Return a stage's settings as JSON gives them back (lists, not tuples), without its further sources."""
+    values = dataclasses.asdict(stage)  # type: ignore[call-overload]
+    for name in further_sources(stage):
+        del values[name]
+    return json.loads(artifact.canonical_json(values))  # type: ignore[no-any-return]
+
+
+def further_sources(stage: Stage) -> dict[str, str | None]:
+    """Return the fields that name further sources, with their paths."""
+    fields = dataclasses.fields(stage)  # type: ignore[arg-type]
+    return {item.name: getattr(stage, item.name) for item in fields if item.metadata == FURTHER_SOURCE}
 
 
 def node_before(stage: Stage, *sources: Artifact) -> Node:
@@ -75,8 +90,10 @@ def require(stage: Stage, *sources: Artifact) -> None:
 def run(stage: Stage, *sources: Artifact, out: Path, force: bool = False) -> Artifact:
     """Run `stage` on `sources` and seal the result at `out`.
 
-    A finished artifact of the same origin is returned as it is. On an error nothing is left behind;
-    after a kill, a stage that resumes finds its scratch folder again.
+    A finished artifact of the same origin is returned as it is. On an error nothing is left behind, but for a training
+    that must stop: its last good weights are sealed beside `out`, and the error tells where. After a kill, a stage that
+    resumes finds its scratch folder again. Of several processes the first one seals; the others take part in what
+    trains.
 
     Raises:
         OutputExists: `out` holds something else and `force` is false.
@@ -84,13 +101,21 @@ def run(stage: Stage, *sources: Artifact, out: Path, force: bool = False) -> Art
     """
     require(stage, *sources)
     asked = node_before(stage, *sources)
-    if (finished := _finished(out, asked, force=force)) is not None:
+    finished = _finished(out, asked, force=force)
+    processes.wait()  # each has looked before anyone writes, so all go the same way
+    if finished is not None:
         return finished
-    scratch = artifact.scratch_path(out, asked.origin)
     with resources_mapped(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(scratch, out):
-            return _work(stage, sources, asked, scratch, out, replace=force)
+        if processes.is_first():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            scratch = artifact.scratch_path(out, asked.origin)
+            with _lock(scratch, out):
+                _work(stage, sources, asked, scratch, out, replace=force)
+        elif stage.resumes:
+            with tempfile.TemporaryDirectory() as folder:
+                stage(*sources, scratch=Path(folder))
+        processes.wait()
+    return artifact.read(out)
 
 
 def _finished(out: Path, asked: Node, *, force: bool) -> Artifact | None:
@@ -118,6 +143,18 @@ def _lock(scratch: Path, out: Path) -> FileLock:
     return lock
 
 
+def _kept(error: TrainingStopped, asked: Node, scratch: Path, out: Path) -> TrainingStopped:
+    """Seal the weights that a stopped training left in its scratch folder; return the error that tells where."""
+    kept = out.with_name(f"{out.name}-stopped-{asked.origin[:8]}")
+    stopped = dataclasses.replace(asked, stage=f"{asked.stage}-stopped")
+    try:
+        artifact.seal(scratch, kept, stopped, {"warnings": [str(error)]}, replace=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    next_step = f"{error.next_step}; the last good weights are kept in {kept}"
+    return TrainingStopped(error.where, expected=error.expected, found=error.found, next_step=next_step)
+
+
 def _work(
     stage: Stage, sources: tuple[Artifact, ...], asked: Node, scratch: Path, out: Path, *, replace: bool
 ) -> Artifact:
@@ -133,6 +170,8 @@ def _work(
             "parent_paths": {source.digest: str(source.path.resolve()) for source in sources},
         }
         return artifact.seal(scratch, out, asked, facts, replace=replace)
+    except TrainingStopped as error:
+        raise _kept(error, asked, scratch, out) from error
     except BaseException as error:
         if isinstance(error, Exception) or not stage.resumes:
             shutil.rmtree(scratch, ignore_errors=True)

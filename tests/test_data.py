@@ -104,3 +104,37 @@ def test_the_digest_follows_the_rows(reviews, tmp_path):
     (tmp_path / "train.jsonl").write_text("{}\n")
     assert first.kind == "dataset"
     assert data.open_dataset(tmp_path).digest != first.digest
+
+
+def test_rows_without_labels_come_from_any_file_or_every_file_of_a_folder(tmp_path):
+    (tmp_path / "b.txt").write_text("one text\n\n  another  \n")
+    (tmp_path / "a.csv").write_text("text,label\nthird,never read\n")
+    (tmp_path / "labels.json").write_text("[]")
+    alone, both = data.open_unlabeled(tmp_path / "b.txt"), data.open_unlabeled(tmp_path)
+    assert list(alone.files) == ["b.txt"]
+    assert list(both.files) == ["a.csv", "b.txt"]
+    assert [row["text"] for split in data.read_unlabeled(both) for row in split.rows] == [
+        "third",
+        "one text",
+        "another",
+    ]
+    assert alone.digest != both.digest
+    (tmp_path / "b.txt").write_text("other\n")
+    assert data.open_unlabeled(tmp_path / "b.txt").digest != alone.digest
+
+
+@pytest.mark.parametrize("name", ["none", "notes.md", "empty"])
+def test_a_place_without_rows_is_refused(tmp_path, name):
+    (tmp_path / "notes.md").write_text("text")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"\.txt, or a folder of them, found none"):
+        data.open_unlabeled(tmp_path / name)
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(DataError, match="at least one row"):
+        data.read_unlabeled(data.open_unlabeled(tmp_path / "blank.txt"))
+
+
+def test_a_split_may_not_be_plain_text(tmp_path):
+    (tmp_path / "rows.txt").write_text("text\n")
+    with pytest.raises(DataError, match="another ending"):
+        data.read_file(tmp_path / "rows.txt")

@@ -7,6 +7,7 @@ import pytest
 
 from deploykit import recipe
 from deploykit.errors import RecipeError, UsageError
+from deploykit.stage import further_sources, settings_of
 
 RECIPE = """\
 stages:
@@ -43,6 +44,21 @@ def test_the_recipe_of_the_design_is_read(tmp_path):
     assert [stage.verb for stage in stages] == ["distil", "prune", "quantize"]
     assert stages[0].temperature == 2.0
     assert (stages[1].heads, stages[1].ffn) == (0.25, 0.5)
+
+
+def test_rows_without_labels_lie_relative_to_the_recipe(tmp_path):
+    (tmp_path / "more.txt").write_text("a text\n")
+    written(tmp_path, stages="stages:\n  - distil: {layers: 3, unlabeled: more.txt}\n")
+    (stage,) = recipe.load_recipe(tmp_path / "recipe.yaml")
+    assert further_sources(stage) == {"unlabeled": str(tmp_path / "more.txt")}
+    assert "unlabeled" not in settings_of(stage)
+
+
+@pytest.mark.parametrize(("given", "layers"), [("3", 3), ("[1, 3, 6]", (1, 3, 6))])
+def test_layers_are_a_number_or_a_list(tmp_path, given, layers):
+    written(tmp_path, stages=f"stages:\n  - distil: {{layers: {given}}}\n")
+    (stage,) = recipe.load_recipe(tmp_path / "recipe.yaml")
+    assert getattr(stage, "layers") == layers  # noqa: B009 - a stage is a protocol without it
 
 
 def test_the_pipeline_of_the_design_is_read(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from deploykit import artifact
 from deploykit.artifact import Artifact, Kind, Node
-from deploykit.errors import ArtifactError, DataError, OutputExists, UsageError
+from deploykit.errors import ArtifactError, DataError, OutputExists, TrainingStopped, UsageError
 from deploykit.stage import parent, run
 
 
@@ -28,6 +28,8 @@ class Write:
         (scratch / "text").write_text(self.text)
         if self.error == "data":
             raise DataError("row 1", expected="x", found="y", next_step="z")
+        if self.error == "stopped":
+            raise TrainingStopped("step 3", expected="a finite loss", found="nan", next_step="lower it")
         if self.error == "interrupt":
             raise KeyboardInterrupt
         return {"calls": 1}
@@ -81,6 +83,18 @@ def test_a_stage_that_resumes_keeps_its_scratch_on_an_interrupt_only(tmp_path, s
     with pytest.raises(DataError):
         run(WriteResumably(error="data"), source, out=tmp_path / "other")
     assert not list(tmp_path.glob(".other.*"))
+
+
+def test_a_training_that_must_stop_leaves_its_last_good_weights_under_a_name_that_the_error_tells(tmp_path, source):
+    for _ in range(2):
+        with pytest.raises(
+            TrainingStopped, match=r"lower it; the last good weights are kept in .*/out-stopped-"
+        ) as told:
+            run(WriteResumably(error="stopped"), source, out=tmp_path / "out")
+    kept = artifact.verified(Path(str(told.value).rsplit(" ", 1)[1]))
+    assert (kept.kind, kept.node.stage, kept.node.parents) == ("checkpoint", "write-stopped", (source.node,))
+    assert (kept.path / "text").read_text() == "hello"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", kept.path.name]
 
 
 def test_sources_of_another_kind_or_number_are_refused(tmp_path, source):

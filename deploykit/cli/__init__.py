@@ -1,12 +1,17 @@
 """The command line: `main` runs a command and turns what it raises into one line and an exit code."""
 
+import contextlib
+import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import typer
 
+from deploykit import processes
 from deploykit.errors import DeploykitError, UsageError, resources_mapped
 
 TRACEBACK = "--traceback"
@@ -35,9 +40,23 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from deploykit.cli.app import app
 
-    with resources_mapped("deploykit"):
+    with resources_mapped("deploykit"), _quiet_beside_the_first():
         result = app(arguments, standalone_mode=False)
     return result if isinstance(result, int) else 0
+
+
+@contextlib.contextmanager
+def _quiet_beside_the_first() -> Iterator[None]:
+    """Of several processes only the first one prints its result and progress; an error is told by whoever meets it."""
+    if processes.is_first():
+        yield
+        return
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _told(line: str, code: int, *, show_traceback: bool) -> int:

@@ -69,6 +69,9 @@ def compress(
     data: Data,
     recipe: Annotated[str, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")],
     out: Out,
+    unlabeled: Annotated[
+        Path | None, typer.Option(help="Rows without labels, a file or folder, for the teacher to judge in distil.")
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> int:
@@ -76,7 +79,8 @@ def compress(
     from deploykit.compress import waterfall
     from deploykit.recipe import load_recipe
 
-    made = commands.compress(checkpoint, load_recipe(recipe), data=data, out=out, force=force, on_row=_say_row)
+    stages = load_recipe(recipe)
+    made = commands.compress(checkpoint, stages, data=data, out=out, unlabeled=unlabeled, force=force, on_row=_say_row)
     return emit(result_of(made), [output.waterfall_table(waterfall.read(made.path))], as_json=json)
 
 

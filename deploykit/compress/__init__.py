@@ -1,11 +1,12 @@
 """What makes a checkpoint smaller and faster: one method a file, and `compress`, which runs them in order."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from deploykit import artifact, stage
+from deploykit import artifact, processes, stage
 from deploykit.artifact import Artifact, Node
 from deploykit.compress import waterfall
 from deploykit.compress.distil import Distil
@@ -15,6 +16,7 @@ from deploykit.compress.prune_vocabulary import PruneVocabulary
 from deploykit.compress.quantize import Quantize
 from deploykit.compress.smooth import Smooth
 from deploykit.compress.train_quantized import TrainQuantized
+from deploykit.data import open_unlabeled
 from deploykit.environment import cache_dir
 from deploykit.errors import OutputExists, UsageError
 from deploykit.stage import Stage
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 OnRow = Callable[[Mapping[str, Any]], None]
+Step = tuple[Stage, tuple[Artifact, ...]]
+"""A stage, and the data that it reads."""
 
 _STAGES: tuple[type[Stage], ...] = (
     PruneVocabulary,
@@ -63,7 +67,7 @@ def compress(
     Args:
         source: the checkpoint.
         data: train and validation rows.
-        stages: at least one, in order; a quantization comes last.
+        stages: at least one, in order; a quantization comes last. Rows that a stage reads further are opened here.
         out: a new folder, or the same finished artifact.
         force: replace what is at `out`.
         on_row: sees each row of the waterfall as it comes, the original's first.
@@ -76,16 +80,37 @@ def compress(
     _require_order(stages)
     tell = on_row or _ignore
     told = len(waterfall.read(source.path))
+    reads = [(data, *map(open_unlabeled, filter(None, stage.further_sources(each).values()))) for each in stages]
     if out.exists() and not force:
-        existing = _finished(out, source, data, stages)
+        existing = _finished(out, source, list(zip(stages, reads, strict=True)))
         _tell(existing, told, tell)
         return existing
     made = source
-    for each in stages:
-        origin = stage.node_before(each, made, data).origin
-        made = stage.run(each, made, data, out=cache_dir() / "stages" / origin, force=True)
+    for each, read in zip(stages, reads, strict=True):
+        origin = stage.node_before(each, made, *read).origin
+        made = stage.run(each, made, *read, out=cache_dir() / "stages" / origin, force=True)
         told = _tell(made, told, tell)
-    return artifact.copy(made, out, replace=force)
+    if processes.is_first():
+        artifact.copy(made, out, replace=force)
+    processes.wait()
+    return artifact.read(out)
+
+
+def with_unlabeled(stages: Sequence[Stage], path: str) -> list[Stage]:
+    """Give every distillation the same rows without labels.
+
+    Raises:
+        UsageError: there is none, or one has its own.
+    """
+    distillations = [each for each in stages if isinstance(each, Distil)]
+    if not distillations or any(each.unlabeled for each in distillations):
+        raise UsageError(
+            "--unlabeled",
+            expected="a recipe with a distillation that has no rows of its own",
+            found="no distillation" if not distillations else "a field unlabeled",
+            next_step="change the recipe or leave the flag out",
+        )
+    return [replace(each, unlabeled=path) if isinstance(each, Distil) else each for each in stages]
 
 
 def _tell(made: Artifact, told: int, tell: OnRow) -> int:
@@ -112,21 +137,21 @@ def _require_order(stages: Sequence[Stage]) -> None:
         )
 
 
-def _finished(out: Path, source: Artifact, data: Artifact, stages: Sequence[Stage]) -> Artifact:
+def _finished(out: Path, source: Artifact, steps: Sequence[Step]) -> Artifact:
     """Return what is at `out` if it is the finished result of the same work, byte for byte."""
     if artifact.is_sealed(out):
         existing = artifact.read(out)
-        if _came_from(existing.node, source, data, stages) and not artifact.verify(existing):
+        if _came_from(existing.node, source, steps) and not artifact.verify(existing):
             return existing
     raise OutputExists(
         out, expected="a new folder", found="an existing one", next_step="choose another --out or pass --force"
     )
 
 
-def _came_from(node: Node, source: Artifact, data: Artifact, stages: Sequence[Stage]) -> bool:
-    for each in reversed(stages):
-        asked = (each.verb, stage.settings_of(each), data.digest)
-        if len(node.parents) != 2 or (node.stage, dict(node.settings), node.parents[1].digest) != asked:
+def _came_from(node: Node, source: Artifact, steps: Sequence[Step]) -> bool:
+    for each, read in reversed(steps):
+        asked = (each.verb, stage.settings_of(each), [data.digest for data in read])
+        if (node.stage, dict(node.settings), [parent.digest for parent in node.parents[1:]]) != asked:
             return False
         node = node.parents[0]
     return node.digest == source.digest

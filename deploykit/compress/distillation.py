@@ -1,4 +1,4 @@
-"""Train a student on a teacher's logits and hidden states, through the one training loop.
+"""Train a student on what its teacher says and computes inside, through the one training loop.
 
 What `distil` and the recovery of `prune` share.
 
@@ -6,25 +6,34 @@ What `distil` and the recovery of `prune` share.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
+from deploykit import families
 from deploykit.artifact import Artifact
-from deploykit.checkpoint import Checkpoint, input_names
-from deploykit.compress.losses import hidden_loss, soft_label_loss
-from deploykit.compress.teacher import TeacherOutputs, teacher_outputs
+from deploykit.checkpoint import Checkpoint, input_names, kept_when_stopped
+from deploykit.compress import observe
+from deploykit.compress.losses import attention_loss, attention_scores, hidden_loss, relation_loss, soft_label_loss
+from deploykit.compress.observe import Observed, Seen
+from deploykit.compress.teacher import TeacherOutputs, on_accelerator, teacher_outputs
 from deploykit.tasks.task import IGNORED
 from deploykit.train.batch import LABELS, Batch, Example, examples_of
 from deploykit.train.labelled import Labelled, score
 from deploykit.train.loop import History, Training, train
 
-_TEACHER_LOGITS = "teacher_logits"
 _MOST_PAIRS = 4
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+Pair = tuple[int, int]
+"""A student's layer and the teacher's that it is to match, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,15 @@ class Objective:
     """The share of the labels' cross-entropy; the teacher's soft labels have the rest."""
     hidden_weight: float
     """The weight of the hidden states' distance."""
-    layers: tuple[tuple[int, int], ...] = ()
-    """Pairs of a student's layer and the teacher's that it is to match, counted from 1 (`matching_layers`)."""
+    layers: tuple[Pair, ...] = ()
+    """Whose hidden states and attention scores are compared (`matching_layers`)."""
+    attention_weight: float = 0.0
+    """The weight of the attention scores' distance."""
+    relation_weight: float = 0.0
+    """The weight of the relations' divergence, the sum over queries, keys and values."""
+    relation: Pair = (0, 0)
+    """Whose relations are compared."""
+    relation_heads: int = 0
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -50,15 +66,33 @@ class Objective:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must be from 0 to 1, not {self.alpha}")
-        if not 0 <= self.hidden_weight < math.inf:
-            raise ValueError(f"hidden_weight must not be negative, not {self.hidden_weight}")
+        for name in ("hidden_weight", "attention_weight", "relation_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
-    def matched(self) -> tuple[tuple[int, int], ...]:
-        """Return the pairs that count."""
+    def matched(self) -> tuple[Pair, ...]:
+        """Return the pairs whose hidden states count."""
         return self.layers if self.hidden_weight > 0 else ()
 
+    def attended(self) -> tuple[Pair, ...]:
+        """Return the pairs whose attention scores count."""
+        return self.layers if self.attention_weight > 0 else ()
 
-def matching_layers(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
+    def related(self) -> tuple[Pair, ...]:
+        """Return the pair whose relations count, if they do."""
+        return (self.relation,) if self.relation_weight > 0 else ()
+
+    def states(self) -> list[str]:
+        """Name the teacher's states that the losses need."""
+        read = {layer for _, layer in (*self.attended(), *self.related())}
+        return [observe.hidden(layer) for _, layer in self.matched()] + [observe.attention(at) for at in sorted(read)]
+
+    def asks_the_teacher(self) -> bool:
+        """Tell whether a row without a label has any loss."""
+        return self.alpha < 1 or bool(self.states())
+
+
+def matching_layers(student: int, teacher: int) -> tuple[Pair, ...]:
     """Pair layers at the same relative depth, the last with the last; at most four pairs, which bounds the cache."""
     count = min(student, _MOST_PAIRS)
     matched = [round((index + 1) * student / count) for index in range(count)]
@@ -68,7 +102,7 @@ def matching_layers(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
 def distil_from(
     teacher: tuple[Artifact, Checkpoint],
     student: Checkpoint,
-    rows: tuple[Labelled, Labelled],
+    rows: tuple[Labelled, ...],
     objective: Objective,
     training: tuple[Training, Path],
 ) -> History:
@@ -76,55 +110,140 @@ def distil_from(
 
     Args:
         teacher: in evaluation mode; its outputs are taken from the cache where they are there.
-        student: the model that learns.
-        rows: training and validation rows.
+        student: the model that learns; narrower than its teacher, it learns a projection along, which is thrown away.
+        rows: one or more sets of training rows, each cached for itself, and last the validation rows.
         objective: the loss.
         training: the loop's settings, and the folder in which it resumes.
+
+    Raises:
+        TrainingStopped: a loss is not finite; the last good weights are saved beside that folder.
     """
     source, model = teacher
-    train_rows, validation = rows
+    *train_sets, validation = rows
     settings, workdir = training
-    outputs = teacher_outputs(source.digest, model, train_rows.encodings, [layer for _, layer in objective.matched()])
-    names = input_names(student.model)
-    examples = with_teacher(examples_of(train_rows.encodings, train_rows.targets, names), outputs)
-    return train(
-        student.model,
-        examples,
-        distillation_loss(objective),
-        lambda: score(student, validation).metrics[0].value,
-        settings,
-        workdir,
-    )
+    examples = [example for each in train_sets for example in _examples(source, model, each, objective)]
+    with on_accelerator(model.model), kept_when_stopped(student, workdir.parent):
+        return train(
+            observed(student.model, model.model, objective),
+            examples,
+            distillation_loss(objective, model.model),
+            lambda: score(student, validation).metrics[0].value,
+            settings,
+            workdir,
+        )
+
+
+def observed(student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective) -> Observed:
+    """Wrap a student so that it gives what the objective compares."""
+    attended = sorted({own for own, _ in (*objective.attended(), *objective.related())})
+    widths = [families.hidden_size(model) for model in (student, teacher)]
+    projection = None
+    if objective.matched() and widths[0] != widths[1]:
+        projection = nn.Linear(widths[0], widths[1], bias=False)
+        with torch.no_grad():
+            projection.weight.copy_(best_projection(student, teacher))
+    return Observed(student, [own for own, _ in objective.matched()], attended, projection)
+
+
+def best_projection(student: PreTrainedModel, teacher: PreTrainedModel) -> Tensor:
+    """Return the matrix (teacher's H, student's H) that maps the student's word embeddings best to the teacher's.
+
+    The least squares start of the learned projection: for a student cut from its teacher, each dimension finds the one
+    it came from.
+    """
+    own, theirs = families.word_embeddings(student), families.word_embeddings(teacher)
+    solution: Tensor = torch.linalg.lstsq(own.double(), theirs.double(), driver="gelsd").solution
+    return solution.T.to(own.dtype)
 
 
 def with_teacher(examples: Sequence[Example], outputs: TeacherOutputs) -> list[Example]:
     """Put the teacher's outputs beside each example's inputs and labels."""
-    extended = [{**example, _TEACHER_LOGITS: row} for example, row in zip(examples, outputs.logits, strict=True)]
-    for layer, rows in outputs.hidden.items():
-        extended = [{**example, _hidden_key(layer): row} for example, row in zip(extended, rows, strict=True)]
-    return list(extended)
+    tables: dict[str, Sequence[NDArray[Any]]] = {_key("logits"): outputs.logits}
+    tables |= {_key(name): rows for name, rows in outputs.states.items()}
+    return [{**example, **{key: rows[index] for key, rows in tables.items()}} for index, example in enumerate(examples)]
 
 
-def distillation_loss(objective: Objective) -> Callable[[nn.Module, Batch], Tensor]:
-    """Return the loss of a batch: labels, soft labels, and the mean distance over the matched hidden states."""
+def distillation_loss(objective: Objective, teacher: PreTrainedModel) -> Callable[[nn.Module, Batch], Tensor]:
+    """Return the loss of a batch for an `Observed` student, a mean over its scored positions, layers and tokens."""
+    head_size = families.head_size(teacher)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        inputs = {name: batch[name] for name in _INPUTS if name in batch}
-        output = model(**inputs, output_hidden_states=bool(objective.matched()))
-        scored = batch[LABELS] != IGNORED
-        logits_MC, teacher_MC = output.logits[scored].float(), batch[_TEACHER_LOGITS][scored]
-        soft = soft_label_loss(logits_MC, teacher_MC, objective.temperature)
-        total = (1 - objective.alpha) * soft
-        if objective.alpha > 0:
-            total = total + objective.alpha * F.cross_entropy(logits_MC, batch[LABELS][scored])
-        for own, layer in objective.matched():
-            teacher_NLH = batch[_hidden_key(layer)].float()
-            distance = hidden_loss(output.hidden_states[own].float(), teacher_NLH, batch["attention_mask"])
-            total = total + objective.hidden_weight / len(objective.layers) * distance
-        return total
+        own = model({name: batch[name] for name in _INPUTS if name in batch})
+        theirs = _theirs(teacher, batch, objective)
+        mask = batch["attention_mask"]
+        return (
+            _label_loss(objective, own["logits"], batch)
+            + objective.hidden_weight * _mean(_hidden_losses(objective, own, theirs, mask))
+            + objective.attention_weight * _mean(_attention_losses(objective, own, theirs, (mask, head_size)))
+            + objective.relation_weight * 3 * _mean(_relation_losses(objective, own, theirs, mask))
+        )
 
     return loss
 
 
-def _hidden_key(layer: int) -> str:
-    return f"teacher_hidden_{layer}"
+def _label_loss(objective: Objective, logits: Tensor, batch: Batch) -> Tensor:
+    """Return the labels' and the teacher's part; a row without a label has only the teacher's."""
+    labels = batch[LABELS]
+    scored = labels != IGNORED
+    logits_MC, labels_M = logits[scored].float(), labels[scored]
+    total = logits_MC.new_zeros(())
+    if objective.alpha < 1:
+        soft = soft_label_loss(logits_MC, batch[_key("logits")][scored], objective.temperature)
+        total = total + (1 - objective.alpha) * soft
+    if objective.alpha > 0:
+        known = labels_M >= 0
+        hard = F.cross_entropy(logits_MC[known], labels_M[known], reduction="sum") / len(labels_M)
+        total = total + objective.alpha * hard
+    return total
+
+
+def _hidden_losses(objective: Objective, own: Seen, theirs: Seen, mask: Tensor) -> Iterable[Tensor]:
+    for mine, layer in objective.matched():
+        yield hidden_loss(own[observe.hidden(mine)].float(), theirs[observe.hidden(layer)], mask)
+
+
+def _attention_losses(objective: Objective, own: Seen, theirs: Seen, masked: tuple[Tensor, int]) -> Iterable[Tensor]:
+    mask, head_size = masked
+    for pair in objective.attended():
+        student, teacher = (_scores(seen, layer, head_size) for seen, layer in zip((own, theirs), pair, strict=True))
+        yield attention_loss(student, teacher, mask)
+
+
+def _scores(seen: Seen, layer: int, head_size: int) -> Tensor:
+    query, key = (seen[observe.part(name, layer)].float() for name in ("query", "key"))
+    return attention_scores(query, key, query.shape[-1] // head_size)
+
+
+def _relation_losses(objective: Objective, own: Seen, theirs: Seen, mask: Tensor) -> Iterable[Tensor]:
+    for mine, layer in objective.related():
+        for name in observe.PARTS:
+            student, teacher = own[observe.part(name, mine)].float(), theirs[observe.part(name, layer)]
+            yield relation_loss(student, teacher, objective.relation_heads, mask)
+
+
+def _mean(losses: Iterable[Tensor]) -> Tensor | float:
+    found = list(losses)
+    return torch.stack(found).mean() if found else 0.0
+
+
+@torch.no_grad()
+def _theirs(teacher: PreTrainedModel, batch: Batch, objective: Objective) -> Mapping[str, Tensor]:
+    """Return the teacher's states and attention parts: from the batch where the cache had them, else by running it."""
+    names = objective.states()
+    if all(_key(name) in batch for name in names):
+        seen = {name: batch[_key(name)].float() for name in names}
+    else:
+        seen = observe.states(teacher, {name: batch[name] for name in _INPUTS if name in batch}, names)
+    for layer in {layer for _, layer in (*objective.attended(), *objective.related())}:
+        seen |= observe.attention_parts(teacher, layer, seen[observe.attention(layer)])
+    return seen
+
+
+def _examples(source: Artifact, teacher: Checkpoint, rows: Labelled, objective: Objective) -> list[Example]:
+    outputs = teacher_outputs(source.digest, teacher, rows.encodings, objective.states())
+    examples = examples_of(rows.encodings, rows.targets, input_names(teacher.model))
+    return with_teacher(examples, outputs)
+
+
+def _key(name: str) -> str:
+    return f"teacher-{name}"

@@ -1,8 +1,12 @@
 """A teacher's outputs on the training rows: computed once, kept in the cache by digest, read as memory maps.
 
 The key holds the teacher's digest and the rows' token ids, so recipes that share teacher and data share the outputs.
-Rows are written as they come, longest first, so that a full disk is an error and not a crash. Hidden states are kept
-in float16: their rounding, 5e-4 of a value, is far below what a student reaches.
+Rows are written as they come, longest first, so that a full disk is an error and not a crash. States (`observe`) are
+kept in float16: their rounding, 5e-4 of a value, is far below what a student reaches.
+
+Attention maps and relations grow with the square of the length and are not kept. What an attention reads is, one vector
+a token as a hidden state; queries, keys and values are computed from it again, at three matrices a layer. Where the
+states of a set would take more than 4 GiB, only the logits are kept, and the teacher runs beside its student.
 
     L tokens of a row   C labels   H hidden size
 """
@@ -21,14 +25,17 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-from deploykit import artifact, environment
+from deploykit import artifact, environment, families
 from deploykit.checkpoint import Checkpoint, collate, input_names
+from deploykit.compress import observe
 from deploykit.runtime.batching import length_sorted_batches
 from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding
 
 _BATCH_SIZE = 32
 _FORMAT = 1
+MOST_BYTES = 4 * 2**30
+"""Of the states of one set of rows on the disk."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +44,20 @@ class TeacherOutputs:
 
     logits: list[NDArray[np.float32]]
     """(C,) or (L,C) each."""
-    hidden: Mapping[int, list[NDArray[np.float16]]]
-    """Layer, counted from 1 as in `hidden_states`, to (L,H) each."""
+    states: Mapping[str, list[NDArray[np.float16]]]
+    """Name to (L,H) each; none where they are too large to keep."""
 
 
 def teacher_outputs(
-    digest: str, teacher: Checkpoint, encodings: Sequence[Encoding], layers: Sequence[int]
+    digest: str, teacher: Checkpoint, encodings: Sequence[Encoding], names: Sequence[str]
 ) -> TeacherOutputs:
-    """Return the teacher's logits and the hidden states after `layers`, from the cache where they are there.
+    """Return the teacher's logits and the states of these names (`observe`), from the cache where they are there.
 
     Args:
         digest: the teacher artifact's.
         teacher: left as it is.
         encodings: the rows.
-        layers: counted from 1.
+        names: of hidden states and of what attentions read.
 
     Raises:
         OSError: the disk is full.
@@ -58,15 +65,17 @@ def teacher_outputs(
     folder = environment.cache_dir() / "teacher" / _key(digest, encodings)
     folder.mkdir(parents=True, exist_ok=True)
     batches = length_sorted_batches([len(encoding.ids) for encoding in encodings], _BATCH_SIZE)
+    if _num_bytes(teacher, encodings) * len(names) > MOST_BYTES:
+        names = ()
     with FileLock(folder.with_suffix(".lock")):
-        missing = [layer for layer in layers if not _hidden_file(folder, layer).is_file()]
+        missing = [name for name in names if not _file(folder, name).is_file()]
         if missing or not (folder / "logits.npy").is_file():
             _compute(folder, teacher, encodings, batches, missing)
     order = np.concatenate(batches)
     lengths = np.array([len(encodings[index].ids) for index in order])
     return TeacherOutputs(
         _rows(folder / "logits.npy", order, lengths),
-        {layer: _rows(_hidden_file(folder, layer), order, lengths) for layer in layers},
+        {name: _rows(_file(folder, name), order, lengths) for name in names},
     )
 
 
@@ -77,8 +86,13 @@ def _key(digest: str, encodings: Sequence[Encoding]) -> str:
     return artifact.digest_of([_FORMAT, digest, rows.hexdigest(), torch.__version__])
 
 
-def _hidden_file(folder: Path, layer: int) -> Path:
-    return folder / f"hidden-{layer}.npy"
+def _num_bytes(teacher: Checkpoint, encodings: Sequence[Encoding]) -> int:
+    """Count the bytes of one state of all rows."""
+    return 2 * families.hidden_size(teacher.model) * sum(len(encoding.ids) for encoding in encodings)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
 
 
 def _compute(
@@ -86,23 +100,23 @@ def _compute(
     teacher: Checkpoint,
     encodings: Sequence[Encoding],
     batches: Sequence[NDArray[np.int64]],
-    layers: Sequence[int],
+    names: Sequence[str],
 ) -> None:
     """Run the teacher once over all rows; every file appears whole or not at all."""
     num_tokens = sum(len(encoding.ids) for encoding in encodings)
-    shape = (num_tokens, int(teacher.model.config.hidden_size))
+    shape = (num_tokens, families.hidden_size(teacher.model))
     logits = []
-    with ExitStack() as files:
-        hidden = {layer: files.enter_context(_partial(_hidden_file(folder, layer)).open("wb")) for layer in layers}
-        for file in hidden.values():
+    with ExitStack() as opened:
+        files = {name: opened.enter_context(_partial(_file(folder, name)).open("wb")) for name in names}
+        for file in files.values():
             _write_header(file, shape)
-        for rows, states in _forward(teacher, encodings, batches, layers):
+        for rows, states in _forward(teacher, encodings, batches, names):
             logits += [np.atleast_2d(row) for row in rows]
-            for layer, file in hidden.items():
-                file.write(states[layer].tobytes())
+            for name, file in files.items():
+                file.write(states[name].tobytes())
     with _partial(folder / "logits.npy").open("wb") as file:
         np.save(file, np.concatenate(logits))
-    for final in (folder / "logits.npy", *(_hidden_file(folder, layer) for layer in layers)):
+    for final in (folder / "logits.npy", *(_file(folder, name) for name in names)):
         _partial(final).replace(final)
 
 
@@ -111,24 +125,23 @@ def _forward(
     teacher: Checkpoint,
     encodings: Sequence[Encoding],
     batches: Sequence[NDArray[np.int64]],
-    layers: Sequence[int],
-) -> Iterator[tuple[list[NDArray[np.float32]], dict[int, NDArray[np.float16]]]]:
-    """Yield a batch's logits, row by row, and its hidden states without padding, rows one after the other."""
-    names = input_names(teacher.model)
+    names: Sequence[str],
+) -> Iterator[tuple[list[NDArray[np.float32]], dict[str, NDArray[np.float16]]]]:
+    """Yield a batch's logits, row by row, and its states without padding, rows one after the other."""
     unpad = decoder_of(teacher.spec.task).unpad
-    with _on_accelerator(teacher.model) as model:
+    with on_accelerator(teacher.model) as model:
         for indices in batches:
             batch = [encodings[index] for index in indices]
-            inputs = collate(batch, teacher.spec.pad_id, names)
+            inputs = collate(batch, teacher.spec.pad_id, input_names(model))
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            output = model(**inputs, output_hidden_states=bool(layers))
+            seen = observe.states(model, inputs, names)
             real = inputs["attention_mask"].bool()
-            states = {layer: output.hidden_states[layer][real].half().cpu().numpy() for layer in layers}
-            yield unpad(output.logits.float().cpu().numpy(), batch), states
+            states = {name: seen[name][real].half().cpu().numpy() for name in names}
+            yield unpad(seen["logits"].float().cpu().numpy(), batch), states
 
 
 @contextmanager
-def _on_accelerator(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def on_accelerator(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Lend the model to the GPU, where there is one."""
     place: nn.Module = model
     try:

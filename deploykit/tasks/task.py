@@ -25,6 +25,10 @@ IGNORED = -100
 """The target of a token that neither the loss nor a metric counts; PyTorch's default `ignore_index`."""
 
 
+UNLABELED = -101
+"""The target of an output that counts, but whose label nobody knows: only a teacher can say what it should be."""
+
+
 @dataclass(frozen=True)
 class Score:
     """How well a model did on labelled rows."""
@@ -62,6 +66,8 @@ class Task:
     """Encode rows that `read` has checked, exactly as the service does."""
     targets: Callable[[Split, Sequence[Encoding], Sequence[str]], list[Targets]]
     """Per row: the label's index (), or (L,) with `IGNORED` where nothing counts."""
+    unlabeled: Callable[[Encoding], Targets]
+    """The target of a row without labels, of the same shape: `UNLABELED` where a label would stand."""
     score: Callable[[Sequence[Logits], Sequence[Targets], Sequence[str]], Score]
     """Per row logits (C,) or (L,C), with the targets."""
 

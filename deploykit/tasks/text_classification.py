@@ -13,7 +13,7 @@ from deploykit.data import Split
 from deploykit.evidence import Metric
 from deploykit.runtime import text_classification as runtime
 from deploykit.runtime.tokenizer import Encoding
-from deploykit.tasks.task import Logits, Score, Targets, Task, label_index, require_names, table_row
+from deploykit.tasks.task import UNLABELED, Logits, Score, Targets, Task, label_index, require_names, table_row
 
 LABEL = "label"
 
@@ -36,6 +36,11 @@ def targets(split: Split, _encodings: Sequence[Encoding], labels: Sequence[str])
         DataError: a label is unknown.
     """
     return [np.array(label_index(row[LABEL], labels, split.where(i)), np.int64) for i, row in enumerate(split.rows)]
+
+
+def unlabeled(_encoding: Encoding) -> Targets:
+    """Return the target of a row without a label, int64 ()."""
+    return np.array(UNLABELED, np.int64)
 
 
 def accuracy(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -82,5 +87,6 @@ TEXT_CLASSIFICATION = Task(
     labels_of=labels_of,
     encode=runtime.encode,
     targets=targets,
+    unlabeled=unlabeled,
     score=score,
 )

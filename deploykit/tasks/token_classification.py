@@ -19,7 +19,7 @@ from deploykit.evidence import Metric
 from deploykit.runtime import token_classification as runtime
 from deploykit.runtime.token_classification import entities_of, word_starts
 from deploykit.runtime.tokenizer import Encoding
-from deploykit.tasks.task import IGNORED, Logits, Score, Targets, Task, label_index, require_names, table_row
+from deploykit.tasks.task import IGNORED, UNLABELED, Logits, Score, Targets, Task, label_index, require_names, table_row
 from deploykit.tasks.text_classification import class_table
 
 TAGS = "ner_tags"
@@ -77,6 +77,13 @@ def _targets(tags: Sequence[object], encoding: Encoding, labels: Sequence[str], 
         word = encoding.word_ids[position]
         assert word is not None
         aligned[position] = indices[word]
+    return aligned
+
+
+def unlabeled(encoding: Encoding) -> Targets:
+    """Return the target of a row without tags, int64 (L,): `UNLABELED` at each word's first sub-word."""
+    aligned = np.full(len(encoding.ids), IGNORED, np.int64)
+    aligned[word_starts(encoding)] = UNLABELED
     return aligned
 
 
@@ -160,5 +167,6 @@ TOKEN_CLASSIFICATION = Task(
     labels_of=labels_of,
     encode=runtime.encode,
     targets=targets,
+    unlabeled=unlabeled,
     score=score,
 )

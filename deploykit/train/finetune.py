@@ -87,14 +87,15 @@ class Finetune:
             started = checkpoint.shortened(started, self.max_length)
         rows, validation = labelled(started, training_split), labelled(started, validation_split)
         drawn = rows.trainable().sample(self.max_train_samples, self.seed)
-        history = train(
-            started.model,
-            examples_of(drawn.encodings, drawn.targets, checkpoint.input_names(started.model)),
-            cross_entropy,
-            lambda: score(started, validation).metrics[0].value,
-            self.training(started.spec.pad_id),
-            scratch / WORKDIR,
-        )
+        with checkpoint.kept_when_stopped(started, scratch):
+            history = train(
+                started.model,
+                examples_of(drawn.encodings, drawn.targets, checkpoint.input_names(started.model)),
+                cross_entropy,
+                lambda: score(started, validation).metrics[0].value,
+                self.training(started.spec.pad_id),
+                scratch / WORKDIR,
+            )
         found = score(started, validation)
         checkpoint.save(started, scratch)
         artifact.write_json(scratch / TASK_REPORT, _report(task, found))

@@ -9,8 +9,9 @@ import numpy as np
 from deploykit import checkpoint as checkpoints
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint
-from deploykit.data import Split
+from deploykit.data import Split, read_unlabeled
 from deploykit.errors import DataError
+from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding
 from deploykit.tasks import Score, task_named
 from deploykit.tasks.task import IGNORED, Targets
@@ -47,6 +48,10 @@ class Labelled:
             return self
         return self._at(sorted(np.random.default_rng(seed).permutation(len(self.encodings))[:size].tolist()))
 
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.encodings)
+
     def _at(self, indices: Sequence[int]) -> "Labelled":
         return Labelled([self.encodings[i] for i in indices], [self.targets[i] for i in indices], self.file)
 
@@ -69,6 +74,26 @@ def labelled(checkpoint: Checkpoint, split: Split) -> Labelled:
     task = task_named(checkpoint.spec.task)
     encodings = task.encode(checkpoint.tokenizer, split.rows)
     return Labelled(encodings, task.targets(split, encodings, checkpoint.labels), split.file)
+
+
+def unlabeled(checkpoint: Checkpoint, data: Artifact) -> Labelled:
+    """Read and encode rows that need no label, as the service does; their targets say that nobody knows them.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    task, encodings = decoder_of(checkpoint.spec.task), []
+    for split in read_unlabeled(data):
+        for index, row in enumerate(split.rows):
+            task.check(row, split.where(index))
+        encodings += task.encode(checkpoint.tokenizer, split.rows)
+    return without_labels(checkpoint, encodings, data.path)
+
+
+def without_labels(checkpoint: Checkpoint, encodings: Sequence[Encoding], file: Path) -> Labelled:
+    """Give encoded rows the targets of rows without labels."""
+    target_of = task_named(checkpoint.spec.task).unlabeled
+    return Labelled(encodings, [target_of(encoding) for encoding in encodings], file)
 
 
 def score(checkpoint: Checkpoint, labelled: Labelled) -> Score:

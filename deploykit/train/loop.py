@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from deploykit import environment
-from deploykit.errors import UsageError
+from deploykit import environment, processes
+from deploykit.errors import TrainingStopped
 from deploykit.train import progress, state
 from deploykit.train.batch import LENGTH_KEY, Batch, Example, collate, grouped_batches
 
@@ -102,15 +102,19 @@ def train(
     and removes it at the end.
 
     Raises:
-        UsageError: the loss or the gradient is not finite. The model is as it was before that
-            step, and the saved state stays.
+        TrainingStopped: the loss or the gradient is not finite. The model has the weights of its best epoch or,
+            where none had ended, those before that step; `workdir` is gone, as the same steps would end there again.
     """
     run = _Run(model, examples, loss, settings, workdir)
     run.resume()
-    with progress.shown(run.total, run.step) if run.is_main else nullcontext(progress.unseen) as advance:
-        while not run.is_done:
-            run.epoch(advance)
-            run.close_epoch(evaluate)
+    try:
+        with progress.shown(run.total, run.step) if run.is_main else nullcontext(progress.unseen) as advance:
+            while not run.is_done:
+                run.epoch(advance)
+                run.close_epoch(evaluate)
+    except TrainingStopped:
+        run.finish()
+        raise
     run.finish()
     return History(tuple(run.history))
 
@@ -155,8 +159,9 @@ class _Run:
     history: list[Epoch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.workdir.mkdir(parents=True, exist_ok=True)
         self._accelerator = Accelerator(mixed_precision=precision(), cpu=not torch.accelerator.is_available())
+        self.workdir = Path(processes.from_first(str(self.workdir)))  # all resume from what the first one saved
+        self.workdir.mkdir(parents=True, exist_ok=True)
         self._wrapped, self._optimizer = self._accelerator.prepare(self.model, adamw(self.model, self.settings))
         self._lengths = [len(example[LENGTH_KEY]) for example in self.examples]
         self._steps_per_epoch = math.ceil(len(self.examples) / self.settings.batch_size)
@@ -199,7 +204,7 @@ class _Run:
     def close_epoch(self, evaluate: Evaluate) -> None:
         """Evaluate, keep the weights if they are the best so far, and save."""
         self._wrapped.eval()
-        metric = evaluate()
+        metric = float(processes.from_first(repr(evaluate())))  # all stop early, or none
         is_best = all(metric > epoch.metric for epoch in self.history)
         self.history.append(Epoch(len(self.history) + 1, self.loss_sum / self._steps_per_epoch, metric))
         self.loss_sum = 0.0
@@ -211,7 +216,8 @@ class _Run:
         """Leave the model with its best weights and the disk without the state."""
         self._accelerator.wait_for_everyone()
         self._accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
-        state.load_weights(self.workdir / _BEST, self.model)
+        if self.history:
+            state.load_weights(self.workdir / _BEST, self.model)
         self.model.cpu().eval()
         self._accelerator.wait_for_everyone()
         if self.is_main:
@@ -236,7 +242,7 @@ class _Run:
     def _require_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        raise UsageError(
+        raise TrainingStopped(
             f"training, step {self.step + 1} of {self.total}",
             expected=f"a finite loss and gradient at learning rate {self.settings.learning_rate}",
             found=f"loss {loss}, gradient norm {norm}",

@@ -43,6 +43,18 @@ def test_a_missing_checkpoint_exits_3_with_one_line(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_without_labels_are_given_by_a_flag(bert, reviews, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "recipe.yaml").write_text("stages:\n  - distil: {layers: 1, epochs: 1}\n")
+    (tmp_path / "more.txt").write_text("the film was fine\n")
+    flags = ("--data", reviews, "--recipe", tmp_path / "recipe.yaml", "--out", tmp_path / "out")
+    assert run("compress", bert, *flags, "--unlabeled", tmp_path / "none.txt") == 3
+    assert "none.txt" in capsys.readouterr().err
+    assert run("compress", bert, *flags, "--unlabeled", tmp_path / "more.txt") == 0
+    kinds = [node.kind for node in commands.inspect(tmp_path / "out").node.parents]
+    assert kinds == ["checkpoint", "dataset", "dataset"]
+
+
 def test_traceback_shows_the_rest(tmp_path, capsys):
     assert run("export", tmp_path / "nowhere", "--out", tmp_path / "out", "--traceback") == 3
     assert "Traceback" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,28 @@ def test_a_result_with_a_flipped_byte_is_no_result(line, tmp_path: Path):
         compressed(line, STAGES[2:], tmp_path / "out")
     again = compressed(line, STAGES[2:], tmp_path / "out", force=True)
     assert artifact.verify(again) == []
+
+
+def test_rows_without_labels_are_a_source_of_their_stage_wherever_they_lie(line, tmp_path: Path, monkeypatch):
+    (tmp_path / "more.txt").write_text("the film was fine\n")
+    stages = (Distil(layers=1, epochs=1, unlabeled=str(tmp_path / "more.txt")), Quantize())
+    made = compressed(line, stages, tmp_path / "out")
+    monkeypatch.setattr("deploykit.stage._work", None)
+    assert compressed(line, stages, tmp_path / "out").digest == made.digest
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "more.txt").rename(tmp_path / "elsewhere" / "more.txt")
+    again = compressed(line, (replace(stages[0], unlabeled=str(moved)), stages[1]), tmp_path / "again")
+    assert again.digest == made.digest
+    with pytest.raises(OutputExists):
+        compressed(line, (Distil(layers=1, epochs=1), Quantize()), tmp_path / "out")
+
+
+def test_the_flag_gives_its_rows_to_every_distillation_that_has_none():
+    given = compress.with_unlabeled([Distil(layers=2), Prune(ffn=0.5), Distil(layers=1)], "more.txt")
+    assert [getattr(each, "unlabeled", None) for each in given] == ["more.txt", None, "more.txt"]
+    for stages in ([Quantize()], [Distil(layers=1, unlabeled="own.txt")]):
+        with pytest.raises(UsageError, match="--unlabeled"):
+            compress.with_unlabeled(stages, "more.txt")
 
 
 @pytest.mark.parametrize("stages", [(), (Quantize(), Prune(ffn=0.5)), (Quantize(), Quantize())])

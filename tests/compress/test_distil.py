@@ -3,18 +3,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from deploykit import artifact, families, stage
 from deploykit import checkpoint as checkpoints
-from deploykit.compress.distil import Distil, keep_layers, spread
-from deploykit.compress.slicing import slice_parts
-from deploykit.data import open_dataset
+from deploykit.compress.distil import Distil
+from deploykit.data import open_dataset, open_unlabeled
 from deploykit.errors import DataError, UsageError
 from deploykit.train.labelled import score
 from tests.models import make_checkpoint, make_dataset
 
 EPOCHS = 4
+NARROW = {
+    "layers": (2,), "hidden_size": 16, "ffn": 32, "epochs": EPOCHS, "relation_weight": 1.0, "augment": 1,
+}  # fmt: skip
 DIES_AFTER_TWO_EPOCHS = f"""
 import os, signal, sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def dying(*arguments):
     return score(*arguments)
 distillation.score = dying
 model, data, out = map(Path, sys.argv[1:])
-stage.run(Distil(layers=1, epochs={EPOCHS}), open_checkpoint(model), open_dataset(data), out=out)
+stage.run(Distil(**{NARROW}), open_checkpoint(model), open_dataset(data), out=out)
 """
 
 
@@ -57,8 +58,13 @@ def test_a_student_learns_its_teachers_answers(bert: Path, reviews: Path, tmp_pa
     assert min(losses[1:]) < losses[0] / 2
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_digest(bert: Path, reviews: Path, tmp_path: Path, monkeypatch):
-    clean, _ = distilled(bert, reviews, tmp_path / "clean", layers=1, epochs=EPOCHS)
+def test_a_killed_run_goes_on_projection_included_and_ends_with_the_same_digest(
+    bert: Path, reviews: Path, tmp_path: Path, monkeypatch
+):
+    clean, student = distilled(bert, reviews, tmp_path / "clean", **NARROW)
+    assert families.structure_of(student.model) == families.Structure((2,), (32,))
+    assert not [name for name in student.model.state_dict() if "projection" in name]
+    assert clean.facts["rows"] == [48, 48]
     out = tmp_path / "killed"
     died = subprocess.run([sys.executable, "-c", DIES_AFTER_TWO_EPOCHS, bert, reviews, out], capture_output=True)
     assert died.returncode == -9, died.stderr.decode()
@@ -70,7 +76,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_digest(bert: Path, reviews:
         return score(*arguments)
 
     monkeypatch.setattr("deploykit.compress.distillation.score", counted)
-    resumed, _ = distilled(bert, reviews, out, layers=1, epochs=EPOCHS)
+    resumed, _ = distilled(bert, reviews, out, **NARROW)
     assert len(evaluated) == EPOCHS - 2
     assert resumed.digest == clean.digest
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
@@ -83,35 +89,67 @@ def test_another_seed_is_another_student(bert: Path, reviews: Path, tmp_path: Pa
     assert first.files["model.safetensors"] != second.files["model.safetensors"]
 
 
-def test_a_student_starts_as_its_teachers_layers(bert: Path):
-    teacher = checkpoints.load(checkpoints.open_checkpoint(bert))
-    student = keep_layers(teacher, [1])
-    assert len(families.blocks(student.model)) == student.model.config.num_hidden_layers == 1
-    assert len(families.blocks(teacher.model)) == teacher.model.config.num_hidden_layers == 2
-    ours, theirs = families.blocks(student.model)[0], families.blocks(teacher.model)[1]
-    assert torch.equal(ours.query.weight, theirs.query.weight)
+def test_attention_scores_are_learned_too(bert: Path, reviews: Path, tmp_path: Path):
+    made, _ = distilled(bert, reviews, tmp_path / "out", layers=1, epochs=2, attention_weight=1.0, relation_weight=1.0)
+    assert made.node.settings["attention_weight"] == 1.0
 
 
-def test_a_pruned_teacher_gives_each_layer_its_own_widths(bert: Path):
-    teacher = checkpoints.load(checkpoints.open_checkpoint(bert))
-    full = torch.arange(64).numpy()
-    structure = slice_parts(teacher.model, [full[:4], full[:1]], [full, full[:32]])
-    teacher = checkpoints.Checkpoint(
-        teacher.path, teacher.model, teacher.tokenizer, teacher.labels,
-        checkpoints.Spec("text-classification", 64, 0, structure),
-    )  # fmt: skip
-    student = keep_layers(teacher, [1])
-    assert student.spec.structure == families.Structure((1,), (32,)) == families.structure_of(student.model)
+def test_rows_without_labels_are_learned_from_and_enter_the_digest_by_content(
+    bert: Path, reviews: Path, tmp_path: Path
+):
+    (tmp_path / "more.txt").write_text("the film was fine\n\na sad plot in paris\n")
+    (tmp_path / "moved.txt").write_bytes((tmp_path / "more.txt").read_bytes())
+    (tmp_path / "labelled.jsonl").write_text('{"text": "good", "label": "never read"}\n')
+    source, data = checkpoints.open_checkpoint(bert), open_dataset(reviews)
+
+    def made(name: str, *files: str):
+        further = [open_unlabeled(tmp_path / file) for file in files]
+        return stage.run(Distil(layers=1, epochs=1), source, data, *further, out=tmp_path / name)
+
+    first, other = made("first", "more.txt"), made("other", "labelled.jsonl")
+    assert (first.facts["rows"], other.facts["rows"]) == ([48, 2], [48, 1])
+    weights = {each.files["model.safetensors"] for each in (first, other, made("none"))}
+    assert len(weights) == 3
+    assert "unlabeled" not in first.node.settings
+    (tmp_path / "more.txt").unlink()
+    assert artifact.verify(first) == []
 
 
-def test_layers_are_spread_with_the_first_and_the_last():
-    assert spread(3, 6) == [0, 2, 5]
-    assert spread(6, 6) == list(range(6))
-    assert spread(1, 6) == [0]
-    for count in range(2, 13):
-        chosen = spread(count, 12)
-        assert len(set(chosen)) == count
-        assert (chosen[0], chosen[-1]) == (0, 11)
+def test_a_row_without_the_tasks_input_is_refused_with_its_place(bert: Path, reviews: Path, tmp_path: Path):
+    (tmp_path / "more.jsonl").write_text('{"text": "good"}\n{"sentence": "bad"}\n')
+    sources = checkpoints.open_checkpoint(bert), open_dataset(reviews), open_unlabeled(tmp_path / "more.jsonl")
+    with pytest.raises(DataError, match=r"more\.jsonl:2: expected text in the field 'text'"):
+        stage.run(Distil(layers=1, epochs=1), *sources, out=tmp_path / "out")
+
+
+def test_rows_that_are_named_and_not_given_are_missed(bert: Path, reviews: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"distil\.unlabeled"):
+        distilled(bert, reviews, tmp_path / "out", layers=1, unlabeled="more.txt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"layers": 3}, r"layers: expected at most 2"),
+        ({"layers": (1, 3)}, r"layers: expected at most 2"),
+        ({"layers": 1, "hidden_size": 40}, r"hidden_size: expected a multiple of 8, .*, up to 32"),
+        ({"layers": 1, "hidden_size": 20}, r"hidden_size: expected a multiple of 8"),
+        ({"layers": 1, "heads": 5}, r"heads: expected at most 4"),
+        ({"layers": 1, "ffn": 65}, r"ffn: expected at most 64"),
+        ({"layers": 1, "heads": 2, "attention_weight": 1.0}, r"attention_weight: expected 4 heads in layer 1"),
+        ({"layers": 1, "relation_weight": 1.0, "relation_layer": 3}, r"relation_layer: expected at most 2"),
+        ({"layers": 1, "relation_weight": 1.0, "relation_heads": 3}, r"relation_heads: expected a divisor of 32"),
+    ],
+)
+def test_a_student_that_does_not_fit_its_teacher_is_refused_before_any_work(settings, said, bert, tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UsageError, match=rf"distil\.{said}"):
+        stage.run(
+            Distil(**settings),
+            checkpoints.open_checkpoint(bert),
+            artifact.adopt(tmp_path / "data", "dataset"),
+            out=tmp_path / "out",
+        )
 
 
 @pytest.mark.parametrize(
@@ -123,20 +161,18 @@ def test_layers_are_spread_with_the_first_and_the_last():
         {"layers": 1, "epochs": 0},
         {"layers": 1, "learning_rate": 0.0},
         {"layers": 1, "max_train_samples": 0},
+        {"layers": ()},
+        {"layers": (2, 1)},
+        {"layers": 1, "hidden_size": 0},
+        {"layers": 1, "attention_weight": -1.0},
+        {"layers": 1, "relation_heads": 4},
+        {"layers": 1, "relation_layer": 1},
+        {"layers": 1, "alpha": 1.0, "hidden_weight": 0.0, "augment": 1},
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(settings: dict[str, float]):
     with pytest.raises(ValueError, match=[*settings][-1]):
         Distil(**settings)  # type: ignore[arg-type]
-
-
-def test_a_student_deeper_than_its_teacher_is_refused_before_any_work(bert: Path, tmp_path: Path):
-    empty = tmp_path / "data"
-    empty.mkdir()
-    with pytest.raises(UsageError, match=r"distil\.layers: expected at most 2"):
-        stage.run(
-            Distil(layers=3), checkpoints.open_checkpoint(bert), artifact.adopt(empty, "dataset"), out=tmp_path / "out"
-        )
 
 
 def test_rows_with_a_label_that_the_teacher_does_not_know_are_refused(bert: Path, tmp_path: Path):

@@ -1,50 +1,129 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from deploykit import checkpoint as checkpoints
-from deploykit.checkpoint import input_names
-from deploykit.compress.distillation import Objective, distillation_loss, matching_layers, with_teacher
+from deploykit import families
+from deploykit.artifact import Artifact
+from deploykit.checkpoint import Checkpoint, input_names
+from deploykit.compress.distillation import (
+    Objective,
+    best_projection,
+    distillation_loss,
+    matching_layers,
+    observed,
+    with_teacher,
+)
+from deploykit.compress.student import Widths, activity, keep_layers, keep_widths
 from deploykit.compress.teacher import teacher_outputs
 from deploykit.data import open_dataset
-from deploykit.train.batch import collate, examples_of
-from deploykit.train.labelled import read_labelled
+from deploykit.tasks.task import IGNORED, UNLABELED
+from deploykit.train.batch import Batch, collate, examples_of
+from deploykit.train.labelled import Labelled, read_labelled, without_labels
+
+ALL = Objective(2.0, 0.0, 1.0, matching_layers(2, 2), 1.0, 1.0, (2, 2), 4)
+PARTS = [
+    Objective(2.0, 0.0, 0.0),
+    Objective(2.0, 0.0, 1.0, matching_layers(2, 2)),
+    Objective(2.0, 0.0, 0.0, matching_layers(2, 2), 1.0),
+    Objective(2.0, 0.0, 0.0, (), 0.0, 1.0, (2, 2), 4),
+]
 
 
+def opened(model: Path, data: Path) -> tuple[Artifact, Checkpoint, Labelled]:
+    source = checkpoints.open_checkpoint(model)
+    teacher = checkpoints.load(source)
+    return source, teacher, read_labelled(teacher, open_dataset(data), "train")
+
+
+def batch_of(source: Artifact, teacher: Checkpoint, rows: Labelled, objective: Objective) -> Batch:
+    outputs = teacher_outputs(source.digest, teacher, rows.encodings, objective.states())
+    examples = with_teacher(examples_of(rows.encodings, rows.targets, input_names(teacher.model)), outputs)
+    return collate(examples[:16], teacher.spec.pad_id)
+
+
+def value_of(objective: Objective, student: Checkpoint, teacher: Checkpoint, batch: Batch) -> float:
+    with torch.inference_mode():
+        return float(
+            distillation_loss(objective, teacher.model)(observed(student.model, teacher.model, objective), batch)
+        )
+
+
+@pytest.mark.parametrize("objective", [*PARTS, ALL], ids=["logits", "hidden", "attention", "relations", "all"])
 @pytest.mark.parametrize(("model", "data"), [("bert", "reviews"), ("bert_ner", "entities")])
 def test_the_loss_is_zero_for_a_copied_teacher_and_not_for_a_changed_one(
-    model: str, data: str, request: pytest.FixtureRequest
+    objective: Objective, model: str, data: str, request: pytest.FixtureRequest
 ):
-    source = checkpoints.open_checkpoint(request.getfixturevalue(model))
-    teacher = checkpoints.load(source)
-    rows = read_labelled(teacher, open_dataset(request.getfixturevalue(data)), "train")
-    outputs = teacher_outputs(source.digest, teacher, rows.encodings, [1, 2])
-    examples = with_teacher(examples_of(rows.encodings, rows.targets, input_names(teacher.model)), outputs)
-    loss = distillation_loss(Objective(2.0, 0.0, 1.0, matching_layers(2, 2)))
-    batch = collate(examples[:16], teacher.spec.pad_id)
-    with torch.inference_mode():
-        assert loss(teacher.model, batch).item() == pytest.approx(0.0, abs=1e-5)
-        next(teacher.model.parameters()).mul_(1.5)
-        assert loss(teacher.model, batch).item() > 1e-3
+    source, teacher, rows = opened(request.getfixturevalue(model), request.getfixturevalue(data))
+    batch = batch_of(source, teacher, rows, objective)
+    assert value_of(objective, teacher, teacher, batch) == pytest.approx(0.0, abs=1e-5)
+    changed = keep_layers(teacher, [0, 1])
+    with torch.no_grad():
+        next(changed.model.parameters()).mul_(1.5)
+    assert value_of(objective, changed, teacher, batch) > 1e-3
 
 
 def test_each_part_counts_by_its_weight(bert: Path, reviews: Path):
-    source = checkpoints.open_checkpoint(bert)
-    teacher = checkpoints.load(source)
-    rows = read_labelled(teacher, open_dataset(reviews), "train")
-    outputs = teacher_outputs(source.digest, teacher, rows.encodings, [2])
-    examples = with_teacher(examples_of(rows.encodings, rows.targets, input_names(teacher.model)), outputs)
-    batch = collate(examples[:16], teacher.spec.pad_id)
-    with torch.inference_mode():
-        next(teacher.model.parameters()).mul_(1.5)
-        soft, hard, both, hidden = (
-            distillation_loss(Objective(2.0, alpha, weight, ((2, 2),)))(teacher.model, batch).item()
-            for alpha, weight in ((0.0, 0.0), (1.0, 0.0), (0.25, 0.0), (0.0, 3.0))
-        )
-        distance = distillation_loss(Objective(2.0, 0.0, 1.0, ((2, 2),)))(teacher.model, batch).item() - soft
-    assert both == pytest.approx(0.25 * hard + 0.75 * soft, rel=1e-4)
-    assert hidden == pytest.approx(soft + 3.0 * distance, rel=1e-3)
+    source, teacher, rows = opened(bert, reviews)
+    batch = batch_of(source, teacher, rows, ALL)
+    student = keep_layers(teacher, [0, 1])
+    with torch.no_grad():
+        next(student.model.parameters()).mul_(1.5)
+
+    def value(alpha: float, *weights: float) -> float:
+        hidden, attention, relation = weights
+        changed = replace(ALL, alpha=alpha, hidden_weight=hidden, attention_weight=attention, relation_weight=relation)
+        return value_of(changed, student, teacher, batch)
+
+    soft, hard = value(0, 0, 0, 0), value(1, 0, 0, 0)
+    assert value(0.25, 0, 0, 0) == pytest.approx(0.25 * hard + 0.75 * soft, rel=1e-4)
+    alone = [value(0, *(float(part == index) for index in range(3))) - soft for part in range(3)]
+    assert min(alone) > 0
+    assert value(0, 3, 5, 7) == pytest.approx(soft + np.dot(alone, [3, 5, 7]), rel=1e-3)
+
+
+def test_the_teacher_runs_beside_the_student_where_its_states_are_not_kept(bert, reviews, monkeypatch):
+    source, teacher, rows = opened(bert, reviews)
+    student = keep_layers(teacher, [0, 1])
+    with torch.no_grad():
+        next(student.model.parameters()).mul_(1.5)
+    kept = value_of(ALL, student, teacher, batch_of(source, teacher, rows, ALL))
+    monkeypatch.setattr("deploykit.compress.teacher.MOST_BYTES", 0)
+    batch = batch_of(source, teacher, rows, ALL)
+    assert "teacher-hidden-1" not in batch
+    assert value_of(ALL, student, teacher, batch) == pytest.approx(kept, rel=1e-3)
+
+
+@pytest.mark.parametrize(("model", "data"), [("bert", "reviews"), ("bert_ner", "entities")])
+def test_a_row_without_a_label_has_the_teachers_losses_alone(model: str, data: str, request: pytest.FixtureRequest):
+    source, teacher, rows = opened(request.getfixturevalue(model), request.getfixturevalue(data))
+    bare = without_labels(teacher, rows.encodings, rows.file)
+    for target, unknown in zip(rows.targets, bare.targets, strict=True):
+        assert np.array_equal(target != IGNORED, unknown == UNLABELED)
+    student = keep_layers(teacher, [0])
+    soft, both = Objective(2.0, 0.0, 0.0), Objective(2.0, 0.4, 0.0)
+    with_labels, without = (batch_of(source, teacher, each, soft) for each in (rows, bare))
+    assert value_of(soft, student, teacher, without) == value_of(soft, student, teacher, with_labels)
+    assert value_of(both, student, teacher, without) == pytest.approx(0.6 * value_of(soft, student, teacher, without))
+    assert value_of(Objective(2.0, 1.0, 0.0), student, teacher, without) == 0.0
+
+
+def test_a_narrower_student_is_projected_and_the_projection_starts_at_the_dimensions_it_was_cut_from(bert, reviews):
+    source, teacher, rows = opened(bert, reviews)
+    student = keep_widths(teacher, Widths(16, 2, 32), activity(teacher, rows.encodings))
+    objective = replace(ALL, attention_weight=0.0, relation_heads=2)
+    wrapped = observed(student.model, teacher.model, objective)
+    assert wrapped.projection is not None
+    own, theirs = families.word_embeddings(student.model), families.word_embeddings(teacher.model)
+    kept = [index for index in range(32) if any(torch.equal(theirs[:, index], column) for column in own.T)]
+    assert len(kept) == 16
+    assert torch.allclose(best_projection(student.model, teacher.model)[kept], torch.eye(16), atol=1e-4)
+    loss = distillation_loss(objective, teacher.model)(wrapped, batch_of(source, teacher, rows, objective))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in wrapped.parameters())
 
 
 def test_layers_are_matched_at_the_same_depth_and_the_last_with_the_last():
@@ -57,7 +136,9 @@ def test_layers_are_matched_at_the_same_depth_and_the_last_with_the_last():
         assert len(set(pairs)) == len(pairs) <= 4
 
 
-@pytest.mark.parametrize("settings", [(0.0, 0.5, 1.0), (-1.0, 0.5, 1.0), (2.0, 1.5, 1.0), (2.0, 0.5, -1.0)])
-def test_an_objective_out_of_range_is_refused(settings: tuple[float, float, float]):
+@pytest.mark.parametrize(
+    "settings", [(0.0, 0.5, 1.0), (-1.0, 0.5, 1.0), (2.0, 1.5, 1.0), (2.0, 0.5, -1.0), (2.0, 0.5, 1.0, (), -1.0)]
+)
+def test_an_objective_out_of_range_is_refused(settings):
     with pytest.raises(ValueError, match="must"):
         Objective(*settings)

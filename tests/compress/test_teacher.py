@@ -5,11 +5,16 @@ import pytest
 import torch
 
 from deploykit import checkpoint as checkpoints
+from deploykit import families
 from deploykit.checkpoint import Checkpoint, collate, input_names
+from deploykit.compress import observe
 from deploykit.compress import teacher as module
 from deploykit.compress.teacher import teacher_outputs
 from deploykit.data import open_dataset
 from deploykit.train.labelled import Labelled, read_labelled
+from tests.models import make_checkpoint
+
+BOTH = [observe.hidden(1), observe.hidden(2)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +42,20 @@ class Counter:
 def test_the_second_time_the_teacher_does_not_run(bert: Path, reviews: Path):
     digest, found, rows = opened(bert, reviews)
     counter = Counter(found)
-    first = teacher_outputs(digest, found, rows.encodings, [1, 2])
+    first = teacher_outputs(digest, found, rows.encodings, BOTH)
     assert counter.calls == 2  # 48 rows in batches of 32: one pass
-    second = teacher_outputs(digest, found, rows.encodings, [1, 2])
+    second = teacher_outputs(digest, found, rows.encodings, BOTH)
     assert counter.calls == 2
     assert all(np.array_equal(a, b) for a, b in zip(first.logits, second.logits, strict=True))
-    assert all(np.array_equal(a, b) for a, b in zip(first.hidden[1], second.hidden[1], strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(first.states[BOTH[0]], second.states[BOTH[0]], strict=True))
 
 
 def test_another_student_of_the_same_teacher_reuses_what_is_there(bert: Path, reviews: Path):
     digest, found, rows = opened(bert, reviews)
-    teacher_outputs(digest, found, rows.encodings, [1, 2])
+    teacher_outputs(digest, found, rows.encodings, BOTH)
     counter = Counter(found)
-    assert list(teacher_outputs(digest, found, rows.encodings, [2]).hidden) == [2]
-    assert teacher_outputs(digest, found, rows.encodings, []).hidden == {}
+    assert list(teacher_outputs(digest, found, rows.encodings, BOTH[1:]).states) == BOTH[1:]
+    assert teacher_outputs(digest, found, rows.encodings, []).states == {}
     assert counter.calls == 0
 
 
@@ -69,9 +74,9 @@ def test_another_teacher_or_other_rows_are_computed_anew(bert: Path, reviews: Pa
 @pytest.mark.parametrize(("model", "data"), [("bert", "reviews"), ("bert_ner", "entities")])
 def test_each_row_gets_its_own_outputs(model: str, data: str, request: pytest.FixtureRequest):
     digest, found, rows = opened(request.getfixturevalue(model), request.getfixturevalue(data))
-    outputs = teacher_outputs(digest, found, rows.encodings, [2])
+    outputs = teacher_outputs(digest, found, rows.encodings, BOTH[1:])
     expected = checkpoints.logits(found, rows.encodings)
-    for index, (logits, hidden) in enumerate(zip(outputs.logits, outputs.hidden[2], strict=True)):
+    for index, (logits, hidden) in enumerate(zip(outputs.logits, outputs.states[BOTH[1]], strict=True)):
         assert np.array_equal(logits, expected[index])
         inputs = collate([rows.encodings[index]], found.spec.pad_id, input_names(found.model))
         with torch.inference_mode():
@@ -90,6 +95,34 @@ def test_a_pass_that_dies_leaves_no_output_behind(bert: Path, reviews: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(module, "_forward", dying)
         with pytest.raises(OSError, match="No space"):
-            teacher_outputs(digest, found, rows.encodings, [1])
-    outputs = teacher_outputs(digest, found, rows.encodings, [1])
+            teacher_outputs(digest, found, rows.encodings, BOTH[:1])
+    outputs = teacher_outputs(digest, found, rows.encodings, BOTH[:1])
     assert np.array_equal(outputs.logits[0], checkpoints.logits(found, rows.encodings)[0])
+
+
+def test_states_above_the_limit_are_not_kept_and_the_logits_are(bert: Path, reviews: Path, monkeypatch, tmp_path: Path):
+    digest, found, rows = opened(bert, reviews)
+    one = 2 * 32 * sum(len(encoding.ids) for encoding in rows.encodings)
+    monkeypatch.setattr(module, "MOST_BYTES", one)
+    assert list(teacher_outputs(digest, found, rows.encodings, BOTH[:1]).states) == BOTH[:1]
+    outputs = teacher_outputs(digest, found, rows.encodings, BOTH)
+    assert outputs.states == {}
+    assert len(outputs.logits) == len(rows)
+    kept = sum(file.stat().st_size for file in (tmp_path / "cache" / "teacher").rglob("hidden-*.npy"))
+    assert one <= kept < one + 200
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_what_an_attention_read_gives_its_queries_keys_and_values_again(family: str, tmp_path: Path):
+    found = checkpoints.load(checkpoints.open_checkpoint(make_checkpoint(tmp_path / "model", family=family)))
+    inputs = {"input_ids": torch.arange(2, 22).view(2, 10), "attention_mask": torch.ones(2, 10, dtype=torch.long)}
+    with torch.inference_mode():
+        seen = observe.states(found.model, inputs, [observe.attention(2), observe.hidden(1), observe.hidden(2)])
+        parts = observe.attention_parts(found.model, 2, seen["attention-2"])
+        watched = observe.Observed(found.model, [2], [2])(inputs)
+    assert torch.equal(seen["attention-2"], seen["hidden-1"]), "as norms stand after the residual sums here"
+    assert list(parts) == ["query-2", "key-2", "value-2"]
+    assert all(torch.equal(watched[name], parts[name]) for name in parts)
+    assert torch.equal(watched["hidden-2"], seen["hidden-2"])
+    assert torch.equal(watched["logits"], seen["logits"])
+    assert not any(block.query._forward_hooks for block in families.blocks(found.model))

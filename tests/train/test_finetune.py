@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import signal
 import subprocess
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from deploykit import artifact, checkpoint, commands
-from deploykit.errors import DataError, UsageError
+from deploykit.errors import DataError, TrainingStopped, UsageError
 from deploykit.tasks import task_named
-from deploykit.train.finetune import TASK_REPORT, Finetune
+from deploykit.train.finetune import TASK_REPORT, Finetune, cross_entropy
 from tests.models import make_checkpoint, make_dataset
 
 CLASSIFY = Finetune(task="text-classification", epochs=1, batch_size=8)
@@ -172,6 +173,24 @@ def test_more_tokens_than_the_model_takes_are_refused(bert, reviews, tmp_path):
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Finetune(task="text-classification", **wrong)
+
+
+def test_a_loss_that_is_not_finite_leaves_a_checkpoint_that_loads(bert, reviews, tmp_path, monkeypatch):
+    calls = []
+
+    def failing(model, batch):
+        calls.append(1)
+        return cross_entropy(model, batch) * (float("nan") if len(calls) == 9 else 1.0)
+
+    monkeypatch.setattr("deploykit.train.finetune.cross_entropy", failing)
+    settings = Finetune(task="text-classification", epochs=2, batch_size=8)
+    with pytest.raises(TrainingStopped, match=r"step 9 of 12.*last good weights are kept in") as told:
+        commands.finetune(bert, settings, data=reviews, out=tmp_path / "out")
+    kept = checkpoint.open_checkpoint(str(told.value).rsplit(" ", 1)[1])
+    once = commands.finetune(bert, dataclasses.replace(settings, epochs=1), data=reviews, out=tmp_path / "one")
+    assert kept.files.keys() == once.files.keys() - {TASK_REPORT}
+    assert checkpoint.load(kept).labels == ("negative", "positive")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_task_is_refused_before_anything_starts():

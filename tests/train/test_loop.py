@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.errors import UsageError
+from deploykit.errors import TrainingStopped
 from deploykit.train.loop import Epoch, History, Training, adamw, learning_rate_at, train
 from tests.train import subject
 
@@ -114,18 +114,20 @@ def test_training_stops_after_as_many_epochs_without_a_better_metric_as_patience
 
 
 @pytest.mark.parametrize("fault", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_with_the_last_good_state_kept(tmp_path, fault):
+@pytest.mark.parametrize(("step", "kept"), [(5, 4), (11, 8), (17, 8)])
+def test_a_loss_that_is_not_finite_stops_with_the_best_epoch_kept_or_the_step_before(tmp_path, fault, step, kept):
     model = subject.make_model()
     before: list[str] = []
 
     def failing(wrapped, batch):
         before.append(subject.digest(model))
-        return subject.loss(wrapped, batch) * (fault if len(before) == 11 else 1.0)
+        return subject.loss(wrapped, batch) * (fault if len(before) == step else 1.0)
 
-    with pytest.raises(UsageError, match=r"step 11 of 24: expected a finite loss .* lower the learning rate"):
-        train(model, subject.make_examples(), failing, lambda: 0.0, QUICK, tmp_path / ".train")
-    assert subject.digest(model) == before[10]
-    assert (tmp_path / ".train" / "state.safetensors").is_file()
+    worse = metrics(0.9, 0.1)
+    with pytest.raises(TrainingStopped, match=rf"step {step} of 24: expected a finite loss .* lower the learning rate"):
+        train(model, subject.make_examples(), failing, lambda: worse(model), QUICK, tmp_path / ".train")
+    assert subject.digest(model) == before[kept]
+    assert not (tmp_path / ".train").exists()
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):
@@ -137,7 +139,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_p
         return loss
 
     started = subject.digest(model)
-    with pytest.raises(UsageError, match="gradient norm nan"):
+    with pytest.raises(TrainingStopped, match="gradient norm nan"):
         train(model, subject.make_examples(), failing, lambda: 0.0, QUICK, tmp_path / ".train")
     assert subject.digest(model) == started
 
