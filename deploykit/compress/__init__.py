@@ -5,6 +5,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from filelock import FileLock
+
 from deploykit import artifact, stage
 from deploykit.artifact import Artifact, Node
 from deploykit.compress import waterfall
@@ -63,10 +65,17 @@ def compress(
         return existing
     made = source
     for each in stages:
-        origin = stage.node_before(each, made, data).origin
-        made = stage.run(each, made, data, out=cache_dir() / "stages" / origin, force=True)
+        kept = cache_dir() / "stages" / stage.node_before(each, made, data).origin
+        made = _kept(each, (made, data), kept)
         told = _tell(made, told, tell)
     return artifact.copy(made, out, replace=force)
+
+
+def _kept(each: Stage, sources: Sequence[Artifact], out: Path) -> Artifact:
+    """Run a stage into the cache; whoever needs the same result meanwhile waits for it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.parent / f".{out.name}.turn"):
+        return stage.run(each, *sources, out=out, force=True)
 
 
 def _tell(made: Artifact, told: int, tell: OnRow) -> int:
