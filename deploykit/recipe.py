@@ -155,6 +155,13 @@ def stages_of(items: Iterable[Mapping[str, Mapping[str, Any]]]) -> tuple[Stage, 
     return tuple(settings.make(COMPRESS_STAGES[verb], given, lambda name: name) for verb, given in named)
 
 
+def in_words(items: Iterable[Mapping[str, Mapping[str, Any]]]) -> str:
+    """Say in one line what `recipe_of` listed: distil layers=3 epochs=2, quantize."""
+    named = [(verb, given) for item in items for verb, given in item.items()]
+    said = (" ".join([verb, *(f"{name}={value}" for name, value in given.items())]) for verb, given in named)
+    return ", ".join(said) or "as it is"
+
+
 def recipe_names() -> list[str]:
     """List the shipped recipes."""
     return sorted(file.name.removesuffix(".yaml") for file in _recipes().iterdir() if file.name.endswith(".yaml"))

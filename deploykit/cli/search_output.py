@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from deploykit.cli.output import Result, gates_table, metrics_table
-from deploykit.search.front import BEST, recipe_words
+from deploykit.search.front import BEST
 from deploykit.search.search import Found
 from deploykit.search.study import FILE as STUDY
 
@@ -42,7 +42,7 @@ def _front(record: Mapping[str, Any]) -> Table:
         mark = " best" if point["trial"] == record["best"]["trial"] else "" if point["within"] else " beyond"
         numbers = (f"{point['metric']:.4f}", f"{point['drop']:+.4f}", *_numbers(point))
         faster = f"{original['ms'] / point['ms']:.1f}"
-        table.add_row(f"{point['trial']}{mark}", *numbers, faster, recipe_words(point["recipe"]))
+        table.add_row(f"{point['trial']}{mark}", *numbers, faster, point["words"])
     return table
 
 

@@ -14,7 +14,7 @@ from deploykit.check.statistics import Interval
 from deploykit.check.validate import Validate
 from deploykit.evidence import Evidence, Gate, subject_of
 from deploykit.search.choose import Budget, Point, chosen, finalists, ranked
-from deploykit.search.front import BEST, folder_of
+from deploykit.search.front import BEST, folder_of, restore
 from deploykit.search.study import PACE, Storage
 from deploykit.search.trial import COMPRESSED, MEDIAN, MODEL, ORIGINAL, Subject, timed
 
@@ -28,11 +28,14 @@ def settle(storage: Storage, subject: Subject, budget: Budget) -> Point:
 
     The same trials under the same budget are not measured twice: the choice is what it was.
     """
-    points = [found.point for found in storage.tried()]
+    tried = storage.tried()
+    points = [found.point for found in tried]
     asked = {"tried": [point.trial for point in points], "budget": asdict(budget)}
     known = storage.final()
     if known is None or {name: known[name] for name in asked} != asked:
-        known = {**asked, **_measured(storage, subject, finalists(points, budget, FINALISTS), budget)}
+        few = finalists(points, budget, FINALISTS)
+        restore(storage.out, subject, [found for found in tried if found.point in few])
+        known = {**asked, **_measured(storage, subject, few, budget)}
         storage.set_final(known)
     return next(found.point for found in storage.tried() if found.point.trial == known["chosen"])
 

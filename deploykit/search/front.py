@@ -8,7 +8,7 @@
 pareto.json:
     format, metric, split, budget {max_drop, target_ms}, original {metric, ms, num_bytes}
     best     {trial, verdict (pass or fail), reason}
-    points   [{trial, metric, drop, drop_low, drop_high, ms, ms_low, ms_high, num_bytes, front, within, recipe}]
+    points   [{trial, metric, drop, drop_low, drop_high, ms, ms_low, ms_high, num_bytes, front, within, recipe, words}]
     failed   [{trial, reason}]
     final    null, or [{trial, pace, pace_low, pace_high}]: the finalists' time over the original's, measured in turn
 """
@@ -21,9 +21,10 @@ from typing import Any
 
 from deploykit import artifact
 from deploykit.evidence import Gate
+from deploykit.recipe import in_words, stages_of
 from deploykit.search.choose import Budget, Point, front, ranked
 from deploykit.search.study import Storage, Tried
-from deploykit.search.trial import MODEL, Subject
+from deploykit.search.trial import MODEL, Subject, carry_out
 
 FORMAT = 1
 FILE, BEST = "pareto.json", "best"
@@ -31,14 +32,24 @@ FILE, BEST = "pareto.json", "best"
 
 def publish(storage: Storage, subject: Subject, budget: Budget) -> Point:
     """Bring the front, the best and the kept folders up to date; return the best. To be called alone."""
-    points = [found.point for found in storage.tried()]
+    tried = storage.tried()
+    points = [found.point for found in tried]
     best = ranked(points, budget)[0]
+    restore(storage.out, subject, [found for found in tried if found.point == best])
     write(storage.out, record_of(storage, subject, budget, best), best)
     kept = {best.trial} | {point.trial for point in front(points) if budget.excess(point)[0] == 0}
     for point in points:
         if point.trial not in kept:
             shutil.rmtree(folder_of(storage.out, point.trial), ignore_errors=True)
     return best
+
+
+def restore(out: Path, subject: Subject, wanted: Sequence[Tried]) -> None:
+    """Make the models of trials anew whose folders are gone: another budget makes them of use again."""
+    for found in wanted:
+        folder = folder_of(out, found.point.trial)
+        if not artifact.is_sealed(folder / MODEL):
+            carry_out(subject, stages_of(found.recipe), folder)
 
 
 def write(out: Path, record: Mapping[str, Any], best: Point) -> None:
@@ -107,16 +118,10 @@ def _row(found: Tried, original_ms: float, budget: Budget, *, front: bool) -> di
         "front": front,
         "within": budget.met(found.point),
         "recipe": list(found.recipe),
+        "words": in_words(found.recipe),
     }
 
 
 def _size_of(subject: Subject) -> int:
     files = [name for name in subject.original.files if name.startswith(f"{MODEL}.onnx")]
     return sum((subject.original.path / name).stat().st_size for name in files)
-
-
-def recipe_words(recipe: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
-    """Say a recipe in one line: `distil layers=3 epochs=2, quantize`."""
-    stages = [(verb, settings) for item in recipe for verb, settings in item.items()]
-    said = [" ".join([verb, *(f"{name}={value}" for name, value in settings.items())]) for verb, settings in stages]
-    return ", ".join(said) or "as it is"

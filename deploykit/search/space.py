@@ -116,10 +116,12 @@ class Space:
         """Go through the stages and have each setting chosen that matters."""
         return {name: value for part in self.parts for name, value in part.assign(choose).items()}
 
-    def assignments(self) -> Iterator[dict[str, Value]]:
-        """Yield every assignment once."""
-        for picked in itertools.product(*(part.assignments() for part in self.parts)):
-            yield {name: value for found in picked for name, value in found.items()}
+    def recipes(self) -> Iterator[tuple[dict[str, Value], tuple[Stage, ...]]]:
+        """Yield every assignment once, with its stages."""
+        made = [[(found, part.made(found)) for found in part.assignments()] for part in self.parts]
+        for picked in itertools.product(*made):
+            assignment = {name: value for found, _ in picked for name, value in found.items()}
+            yield assignment, tuple(stage for _, stage in picked if stage is not None)
 
     def recipe(self, assignment: Assignment) -> tuple[Stage, ...]:
         """Make the stages of an assignment; none where everything is left out."""

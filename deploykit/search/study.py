@@ -121,21 +121,19 @@ class Storage:
         return self._asked()
 
     def tell(self, given: Given, outcome: Outcome, budget: Budget) -> Tried:
-        """Record what a trial gave, and let it go. To be called alone."""
+        """Record what a trial gave. To be called alone."""
         found = self._tried(given.number, outcome, given.trial.user_attrs[_RECIPE])
         lost, slow = budget.excess(found.point)
         given.trial.set_user_attr(_OUTCOME, asdict(outcome))
         given.trial.set_constraint("drop", lost)
         given.trial.set_constraint("ms", slow)
         self.study.tell(given.trial, (outcome.metric, found.point.ms, outcome.num_bytes))
-        given.lock.release()
         return found
 
     def fail(self, given: Given, reason: str) -> None:
         """Record that a recipe cannot be done. To be called alone."""
         given.trial.set_user_attr(_REASON, reason)
         self.study.tell(given.trial, state=TrialState.FAIL)
-        given.lock.release()
 
     def reap(self) -> list[int]:
         """Mark the trials whose process died, and queue their recipes again. To be called alone."""
@@ -204,7 +202,7 @@ class Storage:
 
     def _untried(self) -> Mapping[str, Any] | None:
         tried = self._recipes()
-        left = [found for found in self.space.assignments() if recipe_of(self.space.recipe(found)) not in tried]
+        left = [found for found, stages in self.space.recipes() if recipe_of(stages) not in tried]
         return random.Random(self.seed + len(tried)).choice(left) if left else None  # noqa: S311 - no secret
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:

@@ -66,7 +66,14 @@ class Outcome:
 
 
 def try_recipe(subject: Subject, stages: Sequence[Stage], folder: Path) -> Outcome:
-    """Carry a recipe out; its checkpoint, its model and the recipe itself are left in `folder`.
+    """Carry a recipe out and measure its model; see `carry_out`."""
+    return measured(subject, carry_out(subject, stages, folder))
+
+
+def carry_out(subject: Subject, stages: Sequence[Stage], folder: Path) -> Artifact:
+    """Make a recipe's checkpoint and model in `folder`, the recipe beside them; return the model.
+
+    Stages are kept in the cache, so that what was made once is only copied and exported.
 
     Raises:
         DeploykitError: whatever a stage raises.
@@ -77,7 +84,11 @@ def try_recipe(subject: Subject, stages: Sequence[Stage], folder: Path) -> Outco
     if stages:
         out = folder / COMPRESSED
         compressed = commands.compress(compressed, stages, data=subject.data.path, out=out, force=True).path
-    model = commands.export(compressed, subject.export, out=folder / MODEL, force=True)
+    return commands.export(compressed, subject.export, out=folder / MODEL, force=True)
+
+
+def measured(subject: Subject, model: Artifact) -> Outcome:
+    """Score a model on the validation rows and time it in turn with the original."""
     found = score_of(model.path, subject.split)
     drop = metric_drop(subject.score.row_stats, found.row_stats, subject.score.statistic)
     samples = timed({MODEL: model.path, ORIGINAL: subject.original.path}, subject.split, subject.threads)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deploykit.errors import UsageError
-from deploykit.recipe import recipe_of
+from deploykit.recipe import in_words, recipe_of
 from deploykit.search.choose import Budget, Point
-from deploykit.search.front import folder_of, publish, recipe_words
+from deploykit.search.front import folder_of, publish
 from deploykit.search.study import Given, Storage
 from deploykit.search.trial import Subject, try_recipe
 
@@ -35,16 +35,23 @@ def work(job: Job, say: Say, may_go_on: Callable[[], bool] = lambda: True) -> No
         DeploykitError: what is not the fault of one recipe: bad data, a full disk. What was found so far stays.
     """
     while may_go_on() and (given := _next(job, say)) is not None:
-        say(f"trial {given.number}: {recipe_words(recipe_of(given.stages))}")
         try:
-            outcome = try_recipe(job.subject, given.stages, folder_of(job.storage.out, given.number))
-        except UsageError as error:
-            _give_up(job, given, error, say)
-            continue
-        with job.storage.alone():
-            point = job.storage.tell(given, outcome, job.budget).point
-            best = publish(job.storage, job.subject, job.budget)
-        say(f"  {_told(point, job.budget)}; the best so far: trial {best.trial}, {_told(best, job.budget)}")
+            _work_on(job, given, say)
+        finally:
+            given.lock.release()
+
+
+def _work_on(job: Job, given: Given, say: Say) -> None:
+    say(f"trial {given.number}: {in_words(recipe_of(given.stages))}")
+    try:
+        outcome = try_recipe(job.subject, given.stages, folder_of(job.storage.out, given.number))
+    except UsageError as error:
+        _give_up(job, given, error, say)
+        return
+    with job.storage.alone():
+        point = job.storage.tell(given, outcome, job.budget).point
+        best = publish(job.storage, job.subject, job.budget)
+    say(f"  {_told(point, job.budget)}; the best so far: trial {best.trial}, {_told(best, job.budget)}")
 
 
 def _next(job: Job, say: Say) -> Given | None:
