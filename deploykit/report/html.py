@@ -140,7 +140,7 @@ def _kind(point: Record) -> str:
 
 def _beats(one: Record, other: Record) -> bool:
     better = one["ms"] < other["ms"] or one["metric"] > other["metric"]
-    return better and one["ms"] <= other["ms"] and one["metric"] >= other["metric"]
+    return bool(better and one["ms"] <= other["ms"] and one["metric"] >= other["metric"])
 
 
 def _drawn(svg: str) -> Markup:
