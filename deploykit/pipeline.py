@@ -66,7 +66,7 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
         GateFailed: validation failed; the evidence is in `out/validation`.
         InconclusiveError: validation could not tell.
     """
-    steps = Steps(pipeline, out, say, force)
+    steps = PipelineSteps(pipeline, out, say, force)
     original = steps.checkpoint()
     compressed = steps.compressed(original)
     model = steps.model(compressed)
@@ -83,7 +83,7 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
 
 
 @dataclass(frozen=True)
-class Steps:
+class PipelineSteps:
     """The commands of a pipeline, each into its folder."""
 
     pipeline: Pipeline

@@ -140,7 +140,9 @@ def pareto(points: Sequence[Mapping[str, Any]], original: Mapping[str, Any], lim
         limits: `metric` and `ms` (may be None): what must not be crossed; `title`: of the metric's axis.
     """
     ticks = alt.Axis(tickCount=6)
-    x = alt.X("ms:Q", title="milliseconds a row (log scale)", scale=alt.Scale(type="log", nice=False, padding=24), axis=ticks)
+    x = alt.X(
+        "ms:Q", title="milliseconds a row (log scale)", scale=alt.Scale(type="log", nice=False, padding=24), axis=ticks
+    )
     y = alt.Y("metric:Q", title=limits["title"], scale=alt.Scale(zero=False, padding=20), axis=ticks)
     size = alt.Size("megabytes:Q", scale=alt.Scale(zero=True, range=[30, 420]), legend=None)
     drawn = [*map(dict, points), {**original, "kind": "original"}]

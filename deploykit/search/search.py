@@ -24,7 +24,7 @@ from deploykit.check.ratio import percentile
 from deploykit.data import open_dataset
 from deploykit.errors import OutputExists, RecipeError
 from deploykit.evidence import Evidence, Gate, Metric, Verdict
-from deploykit.pipeline import Steps
+from deploykit.pipeline import PipelineSteps
 from deploykit.recipe import Pipeline
 from deploykit.report import Report
 from deploykit.search import confirm
@@ -115,7 +115,7 @@ def _subject(pipeline: Pipeline, out: Path, say: Say) -> tuple[Subject, int]:
         raise RecipeError(
             "validate.split", expected="a split that the search does not see", found=SPLIT, next_step="name another"
         )
-    steps = Steps(pipeline, out, say, force=False)
+    steps = PipelineSteps(pipeline, out, say, force=False)
     original = steps.checkpoint()
     exported = steps.exported_original(original)
     threads = pipeline.bench.threads if pipeline.bench else None
@@ -167,7 +167,7 @@ def _found(pipeline: Pipeline, job: Job, model: Artifact, best: Point, proof: Ev
 def _reported(pipeline: Pipeline, subject: Subject, model: Artifact, out: Path, say: Say) -> Report | None:
     """Write the report of the best against the original, with the evidence that it needs."""
     bench = pipeline.bench or Bench(scenarios=("single",))
-    steps = Steps(replace(pipeline, bench=bench), out, say, force=False)
+    steps = PipelineSteps(replace(pipeline, bench=bench), out, say, force=False)
     steps.latency(model, steps.original_model(subject.checkpoint))
     return steps.report()
 

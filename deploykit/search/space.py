@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploykit import settings
-from deploykit.compress import Distil, Prune, Quantize
-from deploykit.errors import RecipeError
+from deploykit.compress import Distil, Prune, Quantize, Smooth, TrainQuantized
+from deploykit.errors import RecipeError, UsageError
 from deploykit.search.narrowing import Narrowing
 from deploykit.stage import Stage, settings_of
 
@@ -54,15 +54,28 @@ def _prune(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
     return {"heads": (0, 0.25, 0.5), "ffn": (0, 0.25, 0.5, 0.75), "epochs": (0, 1)}
 
 
+def _smooth(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    return {"alpha": (0,)} if facts.provider == "cpu" and facts.precision == "int8" else {}
+
+
+def _train_quantized(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    return {"epochs": (0, 1)} if facts.provider == "cpu" and facts.precision == "int8" else {}
+
+
 def _quantize(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
-    if facts.provider != "cpu" or facts.precision not in (None, "int8"):
-        return {}
-    return {"scheme": ("dynamic-int8",) if facts.precision else (None, "dynamic-int8")}
+    schemes: Mapping[str | None, tuple[Value, ...]] = {
+        None: (None, "dynamic-int8"),
+        "int8": ("dynamic-int8",),
+        "int4": ("int4",),
+    }
+    return {"scheme": schemes[facts.precision]} if facts.provider == "cpu" and facts.precision in schemes else {}
 
 
 ENTRIES: tuple[Entry, ...] = (
     Entry(Distil, {"layers": 1}, _distil),
     Entry(Prune, {"heads": 0.5, "ffn": 0.5}, _prune),
+    Entry(Smooth, {"alpha": 0.5}, _smooth),
+    Entry(TrainQuantized, {"epochs": 1}, _train_quantized),
     Entry(Quantize, {"scheme": "dynamic-int8"}, _quantize),
 )
 """In the order of a recipe."""
@@ -76,6 +89,8 @@ class Part:
     switches: Mapping[str, tuple[Value, ...]]
     others: Mapping[str, tuple[Value, ...]]
     fixed: Mapping[str, Any]
+    own: Mapping[str, Any]
+    """Settings of the pipeline's own stage, where the stage takes them: those of another scheme, say, it does not."""
 
     def assign(self, choose: Choose) -> dict[str, Value]:
         """Have each setting chosen, the switches first, the others where one is on."""
@@ -98,7 +113,18 @@ class Part:
         if not on:
             return None
         asked = {name: assignment[self.named(name)] for name in self.others}
-        made: Stage = settings.make(self.stage, {**self.fixed, **asked, **on}, self.named)
+        return self._with({**self.fixed, **asked, **on})
+
+    def gentlest(self) -> Stage | None:
+        """Make the stage with its first values; None where it can only be left out."""
+        on = {name: value for name, values in self.switches.items() if (value := next(filter(None, values), None))}
+        return self._with({**self.fixed, **on}) if on else None
+
+    def _with(self, wanted: Mapping[str, Any]) -> Stage:
+        try:
+            made: Stage = settings.make(self.stage, {**self.own, **wanted}, self.named)
+        except UsageError:
+            made = settings.make(self.stage, wanted, self.named)
         return made
 
     def named(self, setting: str) -> str:
@@ -139,14 +165,12 @@ class Space:
 
     def gentlest(self) -> tuple[Stage, ...]:
         """Return the recipe to try first: nothing but the quantization, where there is one."""
-        for part in self.parts:
-            if part.stage is Quantize and (scheme := _on(part.switches["scheme"])):
-                return (settings.make(Quantize, {**part.fixed, "scheme": scheme}, part.named),)
-        return ()
+        found = (part.gentlest() for part in self.parts if part.stage is Quantize)
+        return tuple(stage for stage in found if stage is not None)
 
     def described(self) -> list[Any]:
         """Describe the space for JSON: two that differ are told apart."""
-        return [[part.stage.verb, part.switches, part.others, part.fixed] for part in self.parts]
+        return [[part.stage.verb, part.switches, part.others, part.fixed, part.own] for part in self.parts]
 
 
 def space_of(facts: Facts, own: Sequence[Stage], narrowing: Narrowing, entries: Sequence[Entry] = ENTRIES) -> Space:
@@ -168,12 +192,9 @@ def space_of(facts: Facts, own: Sequence[Stage], narrowing: Narrowing, entries: 
         _require_serving(entry, choices, narrowing)
         if choices and entry.stage.verb not in narrowing.without:
             parts.append(_part(entry, choices, theirs.get(entry.stage.verb, {}), narrowing))
+            _require_possible(parts[-1], narrowing)
     _require_depth(facts.depth, narrowing)
     return Space(tuple(parts))
-
-
-def _on(values: Sequence[Value]) -> Value:
-    return next((value for value in values if value), None)
 
 
 def _part(entry: Entry, choices: Mapping[str, tuple[Value, ...]], own: Mapping[str, Any], narrowing: Narrowing) -> Part:
@@ -185,8 +206,22 @@ def _part(entry: Entry, choices: Mapping[str, tuple[Value, ...]], own: Mapping[s
     values |= wanted
     single = {name: found[0] for name, found in values.items() if len(found) == 1 and name not in entry.switches}
     searched = {name: found for name, found in values.items() if len(found) > 1 and name not in entry.switches}
-    known = {name: value for name, value in own.items() if name not in values}
-    return Part(entry.stage, {name: values[name] for name in entry.switches}, searched, {**known, **single})
+    rest = {name: value for name, value in own.items() if name not in values}
+    return Part(entry.stage, {name: values[name] for name in entry.switches}, searched, single, rest)
+
+
+def _require_possible(part: Part, narrowing: Narrowing) -> None:
+    """Make the stage in every way that may be asked for, so that none is refused in the middle of a search."""
+    for assignment in part.assignments():
+        try:
+            part.made(assignment)
+        except UsageError as error:
+            raise RecipeError(
+                narrowing.where.get((part.stage.verb, ""), part.stage.verb),
+                expected="values that go together",
+                found=error.found,
+                next_step="name fewer values",
+            ) from error
 
 
 def _require_serving(entry: Entry, choices: Mapping[str, tuple[Value, ...]], narrowing: Narrowing) -> None:

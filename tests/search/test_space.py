@@ -48,14 +48,13 @@ def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_pat
     assert {stages[0] for stages in found if isinstance(stages[0], Distil)} >= {s for s in students if s}
     assert {stages[-1] for stages in found} == {Quantize(weight_bits=7), Quantize(weight_bits=8)}
     assert {stage.heads for stages in found for stage in stages if isinstance(stage, Prune)} == {0.5}
-    assert len(found) == len(set(found)) == (1 + 2 * 3) * (1 + 2) * 2
+    assert len(found) == len(set(found)) == (1 + 2 * 3) * (1 + 2) * 2 * 2
 
 
 def test_stages_come_in_the_order_of_the_table_and_are_left_out_where_switched_off():
     orders = {tuple(stage.verb for stage in stages) for stages in recipes(space_of(FACTS, (), Narrowing()))}
-    assert orders == {
-        ("quantize",), ("distil", "quantize"), ("prune", "quantize"), ("distil", "prune", "quantize"),
-    }  # fmt: skip
+    some = {("quantize",), ("distil", "quantize"), ("prune", "quantize"), ("distil", "prune", "quantize")}
+    assert orders == some | {(*stages[:-1], "train_quantized", "quantize") for stages in some}
 
 
 def test_the_pipelines_own_values_are_among_the_choices():
@@ -79,7 +78,23 @@ def test_every_assignment_is_found_again_from_its_recipe(tmp_path):
 def test_settings_of_a_stage_that_is_left_out_are_not_asked():
     space = space_of(FACTS, (), Narrowing())
     asked = space.assign(lambda _, values: values[0])
-    assert asked == {"distil.layers": 0, "prune.heads": 0, "prune.ffn": 0, "quantize.scheme": "dynamic-int8"}
+    off = {"distil.layers": 0, "prune.heads": 0, "prune.ffn": 0, "smooth.alpha": 0, "train_quantized.epochs": 0}
+    assert asked == {**off, "quantize.scheme": "dynamic-int8"}
+
+
+def test_settings_of_the_pipelines_own_scheme_stay_with_it(tmp_path):
+    own = (Quantize(scheme="static-int8", calibration="minmax"),)
+    section = Narrowing({"quantize": {"scheme": ("dynamic-int8", "static-int8")}})
+    assert {stages[-1] for stages in recipes(space_of(FACTS, own, section))} == {Quantize(), *own}
+
+
+def test_values_that_do_not_go_together_are_located(tmp_path):
+    text = PIPELINE.replace(
+        "{weight_bits: [7, 8]}", "{scheme: [static-int8, dynamic-int8], calibration: [mse, minmax]}"
+    )
+    with pytest.raises(RecipeError, match="calibration has no effect with scheme dynamic-int8") as caught:
+        space_of(FACTS, (), loaded(tmp_path, text).search)
+    assert ":12: search.quantize" in caught.value.where
 
 
 def test_the_first_recipe_is_int8_alone_even_where_the_section_wants_more(tmp_path):
