@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploykit import settings
-from deploykit.compress import Distil, Prune, Quantize, Smooth, TrainQuantized
+from deploykit.compress import Distil, Prune, PruneVocabulary, Quantize, Smooth, TrainQuantized
 from deploykit.errors import RecipeError, UsageError
 from deploykit.search.narrowing import Narrowing
 from deploykit.stage import Stage, settings_of
@@ -54,6 +54,10 @@ def _prune(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
     return {"heads": (0, 0.25, 0.5), "ffn": (0, 0.25, 0.5, 0.75), "epochs": (0, 1)}
 
 
+def _prune_vocabulary(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    return {"min_count": (0,)}  # off unless the section asks: it buys bytes and no time
+
+
 def _smooth(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
     return {"alpha": (0,)} if facts.provider == "cpu" and facts.precision == "int8" else {}
 
@@ -74,6 +78,7 @@ def _quantize(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
 ENTRIES: tuple[Entry, ...] = (
     Entry(Distil, {"layers": 1}, _distil),
     Entry(Prune, {"heads": 0.5, "ffn": 0.5}, _prune),
+    Entry(PruneVocabulary, {"min_count": 1}, _prune_vocabulary),
     Entry(Smooth, {"alpha": 0.5}, _smooth),
     Entry(TrainQuantized, {"epochs": 1}, _train_quantized),
     Entry(Quantize, {"scheme": "dynamic-int8"}, _quantize),
