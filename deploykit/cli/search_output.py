@@ -27,7 +27,7 @@ def tables(found: Found, out: Path) -> list[RenderableType]:
     shown: list[RenderableType] = [_front(found.record), ""]
     shown += [metrics_table(map(dataclasses.asdict, found.metrics)), "", gates_table(found.gates), ""]
     if found.report:
-        shown.append(f"report: {(found.report.path / 'report.html').resolve()}")
+        shown.append(f"report: {(found.report / 'report.html').resolve()}")
     return [*shown, f"all trials: optuna-dashboard sqlite:///{(out / STUDY).resolve()}"]
 
 

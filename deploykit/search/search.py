@@ -26,7 +26,6 @@ from deploykit.errors import OutputExists, RecipeError
 from deploykit.evidence import Evidence, Gate, Metric, Verdict
 from deploykit.pipeline import PipelineSteps
 from deploykit.recipe import Pipeline
-from deploykit.report import Report
 from deploykit.search import confirm
 from deploykit.search.choose import Budget, Point
 from deploykit.search.front import BEST, FILE, gates_of, record_of, write
@@ -51,7 +50,8 @@ class Found:
     warnings: tuple[str, ...]
     record: dict[str, Any]
     """As pareto.json."""
-    report: Report | None
+    report: Path | None
+    """The folder of the report, where the pipeline asks for one."""
 
     @property
     def verdict(self) -> Verdict:
@@ -164,12 +164,13 @@ def _found(pipeline: Pipeline, job: Job, model: Artifact, best: Point, proof: Ev
     return Found(model, gates, metrics, tuple(warnings), record, report)
 
 
-def _reported(pipeline: Pipeline, subject: Subject, model: Artifact, out: Path, say: Say) -> Report | None:
+def _reported(pipeline: Pipeline, subject: Subject, model: Artifact, out: Path, say: Say) -> Path | None:
     """Write the report of the best against the original, with the evidence that it needs."""
     bench = pipeline.bench or Bench(scenarios=("single",))
     steps = PipelineSteps(replace(pipeline, bench=bench), out, say, force=False)
     steps.latency(model, steps.original_model(subject.checkpoint))
-    return steps.report()
+    made = steps.report()
+    return made.path if made else None
 
 
 @contextmanager
