@@ -2,4 +2,5 @@
 
 from deploykit.cli import run
 
-run()
+if __name__ == "__main__":  # workers of a search import this module anew
+    run()

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from deploykit.check.steps import Steps
     from deploykit.check.validate import Validate
     from deploykit.export.export import Export
+    from deploykit.recipe import Pipeline
     from deploykit.report import Report, ReportSettings
+    from deploykit.search.search import Found
+    from deploykit.search.settings import SearchSettings
     from deploykit.train.finetune import Finetune
 
 Source = str | Path
@@ -163,6 +166,13 @@ def report(head: Path, settings: "ReportSettings", *, baseline: Path, out: Path,
     from deploykit import report as reporting
 
     return reporting.report(head, baseline, out, settings, force=force)
+
+
+def search(pipeline: "Pipeline", out: Path, settings: "SearchSettings", *, say: Callable[[str], None]) -> "Found":
+    """Find the fastest model within an accuracy budget; the best so far is always in `out`, and a rerun goes on."""
+    from deploykit.search import search as searching
+
+    return searching.search(pipeline, out, settings, say=say)
 
 
 def predict(model: Path, *, source: Path, out: Path) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from deploykit.errors import ArtifactError
 FILE = "evidence.json"
 
 Verdict = Literal["pass", "fail", "inconclusive"]
-Measure = Literal["validation", "latency", "steps"]
+Measure = Literal["validation", "latency", "steps", "search"]
 Better = Literal["higher", "lower"]
 
 

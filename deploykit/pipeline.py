@@ -66,7 +66,7 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
         GateFailed: validation failed; the evidence is in `out/validation`.
         InconclusiveError: validation could not tell.
     """
-    steps = _Steps(pipeline, out, say, force)
+    steps = PipelineSteps(pipeline, out, say, force)
     original = steps.checkpoint()
     compressed = steps.compressed(original)
     model = steps.model(compressed)
@@ -83,7 +83,7 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
 
 
 @dataclass(frozen=True)
-class _Steps:
+class PipelineSteps:
     """The commands of a pipeline, each into its folder."""
 
     pipeline: Pipeline
@@ -92,6 +92,7 @@ class _Steps:
     force: bool
 
     def checkpoint(self) -> Artifact:
+        """Fine-tune the base, or open the checkpoint that is given."""
         pipeline = self.pipeline
         if pipeline.finetune is None:
             return open_checkpoint(pipeline.checkpoint or "")
@@ -102,6 +103,7 @@ class _Steps:
         )
 
     def compressed(self, original: Artifact) -> Artifact:
+        """Carry the recipe out."""
         stages = self.pipeline.compress
         if not stages:
             return original
@@ -112,26 +114,30 @@ class _Steps:
         )
 
     def model(self, compressed: Artifact) -> Artifact:
+        """Export the compressed checkpoint."""
         export = self.pipeline.export
         self.say(f"export: for {export.provider}, {export.precision or 'as compressed'}")
         return self._told(commands.export(compressed.path, export, out=self.out / "model", force=self.force))
 
     def validation(self, model: Artifact, original: Artifact, source: Artifact) -> Evidence:
+        """Prove the exported model."""
         self.say("validate: parity with its own reference, accuracy against the original")
         return self._validated(model, original, source, self.pipeline.validate, self.out / "validation")
 
     def original_model(self, original: Artifact) -> Artifact:
         """Export and validate the original in fp32 for the CPU: what the report compares with."""
-        self.say("original: exported as it is, to compare with")
-        provider = self.pipeline.export.provider
-        folder = self.out / ORIGINAL
-        model = commands.export(
-            original.path, Export(provider=provider, precision="fp32"), out=folder / "model", force=self.force
-        )
-        self._validated(model, original, original, self.pipeline.validate, folder / "validation")
+        model = self.exported_original(original)
+        self._validated(model, original, original, self.pipeline.validate, self.out / ORIGINAL / "validation")
         return model
 
+    def exported_original(self, original: Artifact) -> Artifact:
+        """Export the original in fp32."""
+        self.say("original: exported as it is, to compare with")
+        export = Export(provider=self.pipeline.export.provider, precision="fp32")
+        return commands.export(original.path, export, out=self.out / ORIGINAL / "model", force=self.force)
+
     def bento(self, model: Artifact, folder: Path) -> Artifact | None:
+        """Package a model that `folder` has the proof of, where the pipeline asks for it."""
         package = self.pipeline.package
         if package is None:
             return None
@@ -182,6 +188,7 @@ class _Steps:
             return self._judged(commands.bench(url, settings, data=self.pipeline.data, out=out, force=self.force))
 
     def report(self) -> Report | None:
+        """Compare with the baseline, where the pipeline asks for it."""
         settings = self.pipeline.report
         if settings is None:
             return None

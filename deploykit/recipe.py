@@ -22,7 +22,9 @@ from deploykit.errors import RecipeError, UsageError
 from deploykit.export.export import Export
 from deploykit.package import Package
 from deploykit.report import ReportSettings
-from deploykit.stage import Stage, further_sources
+from deploykit.search.narrowing import Narrowing, read_narrowing
+from deploykit.search.space import ENTRIES
+from deploykit.stage import Stage, further_sources, settings_of
 from deploykit.tasks import TASKS
 from deploykit.train.finetune import Finetune
 
@@ -47,6 +49,8 @@ class Pipeline:
     bench: Bench | None = None
     package: Package | None = None
     report: ReportSettings | None = None
+    search: Narrowing = field(default_factory=Narrowing)
+    """What `deploykit search` may try; `run` leaves it aside."""
     baseline: str = ORIGINAL
     """`original`, or a folder of evidence from an earlier run."""
 
@@ -140,6 +144,24 @@ def load_recipe(source: str | Path) -> tuple[Stage, ...]:
     return _stages(document, ("stages",))
 
 
+def recipe_of(stages: Iterable[Stage]) -> list[dict[str, Any]]:
+    """List stages as a recipe does: of their settings, those that are not defaults."""
+    return [{stage.verb: _given(stage)} for stage in stages]
+
+
+def stages_of(items: Iterable[Mapping[str, Mapping[str, Any]]]) -> tuple[Stage, ...]:
+    """Make the stages of what `recipe_of` listed."""
+    named = [(verb, given) for item in items for verb, given in item.items()]
+    return tuple(settings.make(COMPRESS_STAGES[verb], given, lambda name: name) for verb, given in named)
+
+
+def in_words(items: Iterable[Mapping[str, Mapping[str, Any]]]) -> str:
+    """Say in one line what `recipe_of` listed: distil layers=3 epochs=2, quantize."""
+    named = [(verb, given) for item in items for verb, given in item.items()]
+    said = (" ".join([verb, *(f"{name}={value}" for name, value in given.items())]) for verb, given in named)
+    return ", ".join(said) or "as it is"
+
+
 def recipe_names() -> list[str]:
     """List the shipped recipes."""
     return sorted(file.name.removesuffix(".yaml") for file in _recipes().iterdir() if file.name.endswith(".yaml"))
@@ -192,6 +214,7 @@ def load_pipeline(file: Path, assignments: Iterable[str] = ()) -> Pipeline:
         report=build(ReportSettings, dataclasses.replace(document, value={**value, "report": report}), ("report",))
         if "report" in value
         else None,
+        search=read_narrowing(value.get("search") or {}, {e.stage.verb: e for e in ENTRIES}, document.where),
         baseline=baseline if baseline == ORIGINAL else _located(file, baseline),
     )
 
@@ -235,6 +258,12 @@ def _stage(document: Document, path: Field) -> Stage:
     made: Stage = build(COMPRESS_STAGES[name], document, (*path, name))
     further = {name: _located(Path(document.file), value) for name, value in further_sources(made).items() if value}
     return dataclasses.replace(made, **further) if further else made  # type: ignore[type-var]
+
+
+def _given(stage: Stage) -> dict[str, Any]:
+    fields = {item.name: item for item in dataclasses.fields(stage)}  # type: ignore[arg-type]
+    known = {**settings_of(stage), **further_sources(stage)}
+    return {name: known[name] for name, item in fields.items() if getattr(stage, name) != item.default}
 
 
 def _compress(document: Document, file: Path) -> tuple[Stage, ...]:

@@ -204,6 +204,33 @@ def run(
 
 
 @app.command()
+def search(
+    pipeline: Path,
+    out: Out,
+    max_drop: Annotated[float | None, typer.Option(help="How much of the metric may be lost; else validate's.")] = None,
+    target_ms: Annotated[float | None, typer.Option(help="How long one row may take, in the median.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="No trial starts later.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, earlier runs' among them; else 40.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that try recipes at the same time.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    assign: Annotated[list[str] | None, typer.Option("--set", help="a.b=c, may be repeated.")] = None,
+    json: Json = False,
+) -> int:
+    """Find the fastest model within an accuracy budget; goes on where it was stopped."""
+    from deploykit.cli import search_output
+    from deploykit.recipe import load_pipeline
+    from deploykit.search.settings import SearchSettings
+
+    given = {
+        "max_drop": max_drop, "target_ms": target_ms, "minutes": minutes, "trials": trials, "workers": workers,
+        "seed": seed,
+    }  # fmt: skip
+    settings = _settings(SearchSettings, given)
+    found = commands.search(load_pipeline(pipeline, assign or ()), out, settings, say=_say)
+    return emit(search_output.result_of(found, out), search_output.tables(found, out), as_json=json)
+
+
+@app.command()
 def demo(out: Out = Path("demo-run"), force: Force = False, json: Json = False) -> int:
     """Do the main job on the shipped data, from fine-tuning to a served, measured model."""
     from deploykit.cli import line_output

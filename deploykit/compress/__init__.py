@@ -1,10 +1,13 @@
 """What makes a checkpoint smaller and faster: one method a file, and `compress`, which runs them in order."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from filelock import FileLock
 
 from deploykit import artifact, processes, stage
 from deploykit.artifact import Artifact, Node
@@ -87,8 +90,8 @@ def compress(
         return existing
     made = source
     for each, read in zip(stages, reads, strict=True):
-        origin = stage.node_before(each, made, *read).origin
-        made = stage.run(each, made, *read, out=cache_dir() / "stages" / origin, force=True)
+        kept = cache_dir() / "stages" / stage.node_before(each, made, *read).origin
+        made = _kept(each, (made, *read), kept)
         told = _tell(made, told, tell)
     if processes.is_first():
         artifact.copy(made, out, replace=force)
@@ -111,6 +114,17 @@ def with_unlabeled(stages: Sequence[Stage], path: str) -> list[Stage]:
             next_step="change the recipe or leave the flag out",
         )
     return [replace(each, unlabeled=path) if isinstance(each, Distil) else each for each in stages]
+
+
+def _kept(each: Stage, sources: Sequence[Artifact], out: Path) -> Artifact:
+    """Run a stage into the cache; another run that needs the same result meanwhile waits for it.
+
+    Of several processes that train together the first one holds the turn for all.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    turn = FileLock(out.parent / f".{out.name}.turn") if processes.is_first() else nullcontext()
+    with turn:
+        return stage.run(each, *sources, out=out, force=True)
 
 
 def _tell(made: Artifact, told: int, tell: OnRow) -> int:

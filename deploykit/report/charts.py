@@ -17,6 +17,13 @@ _ROW = 26
 _AXIS = 46
 """The height of a row of a chart, and of the axis below them."""
 _COLOURS = {"baseline": "var(--baseline)", "head": "var(--head)", "original": "var(--muted)"}
+_KINDS = {
+    "best": "var(--head)",
+    "front": "var(--pass)",
+    "within": "var(--muted)",
+    "beyond": "var(--fail)",
+    "original": "var(--baseline)",
+}
 _VERDICTS = {"pass": "var(--pass)", "fail": "var(--fail)", "inconclusive": "var(--inconclusive)"}
 
 
@@ -121,6 +128,35 @@ def waterfall(rows: Sequence[Mapping[str, Any]], value: str, title: str, mark: L
             chart.mark_point(filled=True, size=90, opacity=1, color="var(--head)").encode(x=x, y=y),
         ]
     return _svg(alt.layer(*marks), _height(order), THIRD)
+
+
+def pareto(points: Sequence[Mapping[str, Any]], original: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
+    """Draw every tried recipe by latency and metric, as large as its bytes, and the edge that none is beyond.
+
+    Args:
+        points: `ms`, `metric`, `megabytes`, `kind` (best, front, within, beyond), `label` (text beside the point), and
+            whether the point is on the `edge`.
+        original: the model before compression: `ms`, `metric`, `megabytes`, `label`.
+        limits: `metric` and `ms` (may be None): what must not be crossed; `title`: of the metric's axis.
+    """
+    ticks = alt.Axis(tickCount=6)
+    x = alt.X(
+        "ms:Q", title="milliseconds a row (log scale)", scale=alt.Scale(type="log", nice=False, padding=24), axis=ticks
+    )
+    y = alt.Y("metric:Q", title=limits["title"], scale=alt.Scale(zero=False, padding=20), axis=ticks)
+    size = alt.Size("megabytes:Q", scale=alt.Scale(zero=True, range=[30, 420]), legend=None)
+    drawn = [*map(dict, points), {**original, "kind": "original"}]
+    colour = _scale("kind:N", _KINDS)
+    dots = _chart(drawn).mark_point(filled=True, opacity=0.75).encode(x=x, y=y, size=size, color=colour)
+    named = _chart([point for point in drawn if point["label"]])
+    names = named.mark_text(dx=9, dy=-9, align="left", color="var(--ink)").encode(x=x, y=y, text="label:N")
+    edge = _chart([dict(point) for point in points if point["edge"]])
+    line = edge.mark_line(interpolate="step-after", color="var(--rule)").encode(x=x, y=y)
+    limit = {"color": "var(--fail)", "strokeDash": [4, 3]}
+    rules = [_chart([{"metric": limits["metric"]}]).mark_rule(**limit).encode(y=y)]
+    if limits["ms"] is not None:
+        rules.append(_chart([{"ms": limits["ms"]}]).mark_rule(**limit).encode(x=x))
+    return _svg(alt.layer(line, *rules, dots, names), 320, 2 * THIRD)
 
 
 def _chart(values: Sequence[Mapping[str, Any]]) -> Any:

@@ -64,6 +64,11 @@ class Side:
         """The digests of what was measured."""
         return frozenset(piece.evidence.subject.digest for piece in self.pieces)
 
+    @property
+    def search(self) -> Piece | None:
+        """What a search over recipes found, where one chose the model."""
+        return next((piece for piece in self.pieces if piece.evidence.measure == "search"), None)
+
     def scenarios(self) -> list[str]:
         """List the measured latency scenarios."""
         return sorted(name for piece in self.latencies for name in piece.evidence.details.get("scenarios", {}))
@@ -181,5 +186,7 @@ def _require_one_model(pieces: list[Piece], root: Path, role: Role) -> None:
 def _topics(piece: Piece) -> list[tuple[str, ...]]:
     if piece.evidence.measure == "latency":
         return [("latency", name) for name in piece.evidence.details.get("scenarios", {})]
+    if piece.evidence.measure == "search":
+        return [("search",)]
     data, split = piece.topic
     return [(piece.evidence.measure, (data or "")[:12], split)]

@@ -34,6 +34,7 @@ def _charts(record: Record) -> dict[str, Any]:
         "changes": [_changes(quality) for quality in record["accuracy"]],
         "waterfall": _waterfall(record["waterfall"]),
         "steps": _steps(record["steps"]),
+        "search": _search(record["search"]) if record["search"] else None,
     }
 
 
@@ -107,6 +108,41 @@ def _steps(rows: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
+def _search(found: Record) -> Markup:
+    """Draw the recipes that were tried; the edge is what no recipe beats in both latency and metric."""
+    best, original = found["best"]["trial"], found["original"]
+    points = [
+        {
+            **_place(point),
+            "kind": "best" if point["trial"] == best else _kind(point),
+            "label": str(point["trial"]) if point["front"] else "",
+            "edge": not any(_beats(other, point) for other in found["points"]),
+        }
+        for point in found["points"]
+    ]
+    limits = {
+        "title": f"{found['metric']} ({found['split']})",
+        "metric": original["metric"] - found["budget"]["max_drop"],
+        "ms": found["budget"]["target_ms"],
+    }
+    return _drawn(charts.pareto(points, {**_place(original), "label": "original"}, limits))
+
+
+def _place(point: Record) -> dict[str, Any]:
+    return {"ms": point["ms"], "metric": point["metric"], "megabytes": point["num_bytes"] / 1e6}
+
+
+def _kind(point: Record) -> str:
+    if not point["within"]:
+        return "beyond"
+    return "front" if point["front"] else "within"
+
+
+def _beats(one: Record, other: Record) -> bool:
+    better = one["ms"] < other["ms"] or one["metric"] > other["metric"]
+    return bool(better and one["ms"] <= other["ms"] and one["metric"] >= other["metric"])
+
+
 def _drawn(svg: str) -> Markup:
     return Markup(svg)  # noqa: S704 - vega escapes the texts of a drawing
 
@@ -134,6 +170,7 @@ _FILTERS = {
     "points": wording.points,
     "budget": wording.unsigned_points,
     "points_interval": lambda row: wording.interval(row["low"], row["high"], wording.points),
+    "drop_interval": lambda row: wording.interval(row["drop_low"], row["drop_high"], wording.points),
     "count": wording.count,
     "size": wording.size,
     "settings": _settings,

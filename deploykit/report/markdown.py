@@ -22,6 +22,7 @@ def markdown(record: Record) -> str:
         *_accuracy(record["accuracy"]),
         *_waterfall(record["waterfall"]),
         *_steps(record["steps"]),
+        *_search(record["search"]),
         *_checks(record["checks"]),
         *_sources(record),
     ]
@@ -106,6 +107,25 @@ def _stage(row: Record) -> tuple[str, ...]:
         wording.interval(row.get("low"), row.get("high"), wording.score),
         wording.size(row["num_bytes"]),
         wording.count(row["parameters"]),
+    )
+
+
+def _search(found: Record | None) -> list[str]:
+    if found is None:
+        return []
+    titles = (">trial", f">{found['metric']}", ">lost, points", ">a row", ">size", "recipe")
+    shown = sorted((point for point in found["points"] if point["front"]), key=lambda point: float(point["ms"]))
+    return ["## Search", _safe(f"{found['best']['reason']}."), _table(titles, map(_point, shown))]
+
+
+def _point(point: Record) -> tuple[str, ...]:
+    return (
+        str(point["trial"]),
+        wording.score(point["metric"]),
+        wording.points(point["drop"]),
+        wording.milliseconds(point["ms"]),
+        wording.size(point["num_bytes"]),
+        point["words"],
     )
 
 

@@ -20,6 +20,9 @@ checks      [{side, data, gates, parity, invariance, provider}]: what each valid
 waterfall   [{stage, metric, value, low, high, n, parameters, num_bytes, settings}] of the head
 steps       [{as in waterfall, p50_ms, throughput_per_s (each with _low, _high), single_speedup, offline_speedup:
             {value, low, high} against the first, size_bytes, memory_bytes}]: PyTorch, the original, every stage
+search      null, or what the search that chose the head found: {metric, split, budget: {max_drop, target_ms},
+            original: {metric, ms, num_bytes}, best: {trial, verdict, reason}, failed: [{trial, reason}], points:
+            [{trial, metric, drop, drop_low, drop_high, ms, ms_low, ms_high, num_bytes, front, within, recipe, words}]}
 """
 
 import dataclasses
@@ -69,6 +72,7 @@ def record_of(head: Side, base: Side, compared: Comparison, settings: ReportSett
             (rows for piece in head.validations if (rows := piece.evidence.details.get("waterfall"))), []
         ),
         "steps": list(head.steps),
+        "search": head.search.evidence.details if head.search else None,
     }
     finite: dict[str, Any] = artifact.finite(record)
     return finite

@@ -1,0 +1,251 @@
+"""The recipes that a search may try: which stages, in a fixed order, with which settings. Pure.
+
+`ENTRIES` is the whole of it: a stage and the values of its settings. A new stage is a new entry. A stage's switches are
+the settings that say how much it does; a stage whose switches are all off (0, or null) is left out of the recipe, and
+its other settings do not matter. Settings that are not searched are those of the pipeline's own stage, else defaults.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploykit import settings
+from deploykit.compress import Distil, Prune, PruneVocabulary, Quantize, Smooth, TrainQuantized
+from deploykit.errors import RecipeError, UsageError
+from deploykit.search.narrowing import Narrowing
+from deploykit.stage import Stage, settings_of
+
+Value = str | int | float | bool | None
+Assignment = Mapping[str, Value]
+"""Setting, as `distil.layers`, to value; of a stage that is left out only the switches."""
+Choose = Callable[[str, tuple[Value, ...]], Value]
+"""Pick one of the values of a setting."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices depend on."""
+
+    depth: int
+    """Layers of the original."""
+    provider: str
+    precision: str | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage and what a search tries of it, unless the pipeline's section `search` says otherwise."""
+
+    stage: type[Any]
+    switches: Mapping[str, Value]
+    """Each with any value that is on."""
+    choices: Callable[[Facts], Mapping[str, tuple[Value, ...]]]
+    """Setting to values, the switches among them; nothing where the stage cannot serve."""
+
+
+def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    depth = facts.depth
+    fewer = sorted({round(depth * share) for share in (1 / 3, 1 / 2, 2 / 3, 5 / 6)} - {0, depth})
+    return {"layers": (0, *fewer), "epochs": (2, 4), "learning_rate": (5e-5, 1e-4, 2e-4)} if fewer else {}
+
+
+def _prune(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    return {"heads": (0, 0.25, 0.5), "ffn": (0, 0.25, 0.5, 0.75), "epochs": (0, 1)}
+
+
+def _prune_vocabulary(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    return {"min_count": (0,)}  # off unless the section asks: it buys bytes and no time
+
+
+def _smooth(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    return {"alpha": (0,)} if facts.provider == "cpu" and facts.precision == "int8" else {}
+
+
+def _train_quantized(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    return {"epochs": (0, 1)} if facts.provider == "cpu" and facts.precision == "int8" else {}
+
+
+def _quantize(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    schemes: Mapping[str | None, tuple[Value, ...]] = {
+        None: (None, "dynamic-int8"),
+        "int8": ("dynamic-int8",),
+        "int4": ("int4",),
+    }
+    return {"scheme": schemes[facts.precision]} if facts.provider == "cpu" and facts.precision in schemes else {}
+
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(Distil, {"layers": 1}, _distil),
+    Entry(Prune, {"heads": 0.5, "ffn": 0.5}, _prune),
+    Entry(PruneVocabulary, {"min_count": 1}, _prune_vocabulary),
+    Entry(Smooth, {"alpha": 0.5}, _smooth),
+    Entry(TrainQuantized, {"epochs": 1}, _train_quantized),
+    Entry(Quantize, {"scheme": "dynamic-int8"}, _quantize),
+)
+"""In the order of a recipe."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage of a space: what is searched, and what stays."""
+
+    stage: type[Any]
+    switches: Mapping[str, tuple[Value, ...]]
+    others: Mapping[str, tuple[Value, ...]]
+    fixed: Mapping[str, Any]
+    own: Mapping[str, Any]
+    """Settings of the pipeline's own stage, where the stage takes them: those of another scheme, say, it does not."""
+
+    def assign(self, choose: Choose) -> dict[str, Value]:
+        """Have each setting chosen, the switches first, the others where one is on."""
+        chosen = {name: choose(self.named(name), values) for name, values in self.switches.items()}
+        if any(chosen.values()):
+            chosen |= {name: choose(self.named(name), values) for name, values in self.others.items()}
+        return {self.named(name): value for name, value in chosen.items()}
+
+    def assignments(self) -> Iterator[dict[str, Value]]:
+        """Yield every assignment of this stage's settings once."""
+        for switched in itertools.product(*self.switches.values()):
+            others = list(self.others.values()) if any(switched) else []
+            for rest in itertools.product(*others):
+                names = map(self.named, (*self.switches, *self.others))
+                yield dict(zip(names, (*switched, *rest), strict=False))
+
+    def made(self, assignment: Assignment) -> Stage | None:
+        """Make the stage; None where its switches are off."""
+        on = {name: value for name in self.switches if (value := assignment[self.named(name)])}
+        if not on:
+            return None
+        asked = {name: assignment[self.named(name)] for name in self.others}
+        return self._with({**self.fixed, **asked, **on})
+
+    def gentlest(self) -> Stage | None:
+        """Make the stage with its first values; None where it can only be left out."""
+        on = {name: value for name, values in self.switches.items() if (value := next(filter(None, values), None))}
+        return self._with({**self.fixed, **on}) if on else None
+
+    def _with(self, wanted: Mapping[str, Any]) -> Stage:
+        try:
+            made: Stage = settings.make(self.stage, {**self.own, **wanted}, self.named)
+        except UsageError:
+            made = settings.make(self.stage, wanted, self.named)
+        return made
+
+    def named(self, setting: str) -> str:
+        """Name a setting of this stage in an assignment."""
+        return f"{self.stage.verb}.{setting}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """All recipes of a search."""
+
+    parts: tuple[Part, ...]
+
+    def assign(self, choose: Choose) -> dict[str, Value]:
+        """Go through the stages and have each setting chosen that matters."""
+        return {name: value for part in self.parts for name, value in part.assign(choose).items()}
+
+    def recipes(self) -> Iterator[tuple[dict[str, Value], tuple[Stage, ...]]]:
+        """Yield every assignment once, with its stages."""
+        made = [[(found, part.made(found)) for found in part.assignments()] for part in self.parts]
+        for picked in itertools.product(*made):
+            assignment = {name: value for found, _ in picked for name, value in found.items()}
+            yield assignment, tuple(stage for _, stage in picked if stage is not None)
+
+    def recipe(self, assignment: Assignment) -> tuple[Stage, ...]:
+        """Make the stages of an assignment; none where everything is left out."""
+        return tuple(made for part in self.parts if (made := part.made(assignment)) is not None)
+
+    def assignment_of(self, stages: Sequence[Stage]) -> dict[str, Value] | None:
+        """Find the assignment that makes just these stages, if there is one."""
+        wanted = {stage.verb: stage for stage in stages}
+        found: dict[str, Value] = {}
+        for part in self.parts:
+            same = (one for one in part.assignments() if part.made(one) == wanted.get(part.stage.verb))
+            found |= next(same, {})
+        settings_of_all = {part.named(name) for part in self.parts for name in part.switches}
+        return found if settings_of_all <= set(found) and self.recipe(found) == tuple(stages) else None
+
+    def gentlest(self) -> tuple[Stage, ...]:
+        """Return the recipe to try first: nothing but the quantization, where there is one."""
+        found = (part.gentlest() for part in self.parts if part.stage is Quantize)
+        return tuple(stage for stage in found if stage is not None)
+
+    def described(self) -> list[Any]:
+        """Describe the space for JSON: two that differ are told apart."""
+        return [[part.stage.verb, part.switches, part.others, part.fixed, part.own] for part in self.parts]
+
+
+def space_of(facts: Facts, own: Sequence[Stage], narrowing: Narrowing, entries: Sequence[Entry] = ENTRIES) -> Space:
+    """Make the space of a pipeline.
+
+    Args:
+        facts: of the original and the export.
+        own: the pipeline's stages; their settings hold where nothing is searched, their values are among the choices.
+        narrowing: the pipeline's section `search`.
+        entries: the table.
+
+    Raises:
+        RecipeError: the section names a stage that cannot serve here, or more layers than there are.
+    """
+    theirs = {stage.verb: settings_of(stage) for stage in own}
+    parts = []
+    for entry in entries:
+        choices = entry.choices(facts)
+        _require_serving(entry, choices, narrowing)
+        if choices and entry.stage.verb not in narrowing.without:
+            parts.append(_part(entry, choices, theirs.get(entry.stage.verb, {}), narrowing))
+            _require_possible(parts[-1], narrowing)
+    _require_depth(facts.depth, narrowing)
+    return Space(tuple(parts))
+
+
+def _part(entry: Entry, choices: Mapping[str, tuple[Value, ...]], own: Mapping[str, Any], narrowing: Narrowing) -> Part:
+    """Put together the table, the pipeline's own stage and its section `search`, which has the last word."""
+    wanted = narrowing.values.get(entry.stage.verb, {})
+    values: dict[str, tuple[Value, ...]] = {
+        name: (*known, *([own[name]] if own.get(name) not in (None, *known) else [])) for name, known in choices.items()
+    }
+    values |= wanted
+    single = {name: found[0] for name, found in values.items() if len(found) == 1 and name not in entry.switches}
+    searched = {name: found for name, found in values.items() if len(found) > 1 and name not in entry.switches}
+    rest = {name: value for name, value in own.items() if name not in values}
+    return Part(entry.stage, {name: values[name] for name in entry.switches}, searched, single, rest)
+
+
+def _require_possible(part: Part, narrowing: Narrowing) -> None:
+    """Make the stage in every way that may be asked for, so that none is refused in the middle of a search."""
+    for assignment in part.assignments():
+        try:
+            part.made(assignment)
+        except UsageError as error:
+            raise RecipeError(
+                narrowing.where.get((part.stage.verb, ""), part.stage.verb),
+                expected="values that go together",
+                found=error.found,
+                next_step="name fewer values",
+            ) from error
+
+
+def _require_serving(entry: Entry, choices: Mapping[str, tuple[Value, ...]], narrowing: Narrowing) -> None:
+    verb = entry.stage.verb
+    if verb in narrowing.values and not choices:
+        raise RecipeError(
+            narrowing.where[verb, ""],
+            expected="a stage that this checkpoint and export have a use for",
+            found=verb,
+            next_step="remove it",
+        )
+
+
+def _require_depth(depth: int, narrowing: Narrowing) -> None:
+    for layers in narrowing.values.get(Distil.verb, {}).get("layers", ()):
+        if isinstance(layers, int) and layers > depth:
+            raise RecipeError(
+                narrowing.where[Distil.verb, "layers"],
+                expected=f"at most {depth}, the original's layers",
+                found=str(layers),
+                next_step="ask for smaller students",
+            )

@@ -1,0 +1,84 @@
+"""The loop of a search: take a recipe, try it, record it, bring the best up to date. Any number of processes run it."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deploykit.errors import UsageError
+from deploykit.recipe import in_words, recipe_of
+from deploykit.search.choose import Budget, Point
+from deploykit.search.front import folder_of, publish
+from deploykit.search.study import Given, Storage
+from deploykit.search.trial import Subject, try_recipe
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker works on."""
+
+    subject: Subject
+    storage: Storage
+    budget: Budget
+    trials: int | None
+    """No more than this, those of earlier runs among them."""
+    until: float | None
+    """Seconds since the epoch; no trial starts later, but for the very first."""
+
+
+def work(job: Job, say: Say, may_go_on: Callable[[], bool] = lambda: True) -> None:
+    """Try recipes until the time or the recipes are spent.
+
+    Raises:
+        DeploykitError: what is not the fault of one recipe: bad data, a full disk. What was found so far stays.
+    """
+    while may_go_on() and (given := _next(job, say)) is not None:
+        try:
+            _work_on(job, given, say)
+        finally:
+            given.lock.release()
+
+
+def _work_on(job: Job, given: Given, say: Say) -> None:
+    say(f"trial {given.number}: {in_words(recipe_of(given.stages))}")
+    try:
+        outcome = try_recipe(job.subject, given.stages, folder_of(job.storage.out, given.number))
+    except UsageError as error:
+        _give_up(job, given, error, say)
+        return
+    with job.storage.alone():
+        point = job.storage.tell(given, outcome, job.budget).point
+        best = publish(job.storage, job.subject, job.budget)
+    say(f"  {_told(point, job.budget)}; the best so far: trial {best.trial}, {_told(best, job.budget)}")
+
+
+def _next(job: Job, say: Say) -> Given | None:
+    with job.storage.alone():
+        for number in job.storage.reap():
+            shutil.rmtree(folder_of(job.storage.out, number), ignore_errors=True)
+            say(f"trial {number}: its process died; its recipe is tried again")
+        return None if _is_over(job) else job.storage.ask()
+
+
+def _is_over(job: Job) -> bool:
+    count = job.storage.count()
+    if count == 0:
+        return False
+    return (job.trials is not None and count >= job.trials) or (job.until is not None and time.time() >= job.until)
+
+
+def _give_up(job: Job, given: Given, error: UsageError, say: Say) -> None:
+    """Record a recipe that cannot be done; where even the first cannot, nothing can."""
+    with job.storage.alone():
+        job.storage.fail(given, str(error))
+        shutil.rmtree(folder_of(job.storage.out, given.number), ignore_errors=True)
+        if not job.storage.tried() and given.number == 0:
+            raise error
+    say(f"  cannot be done: {error}")
+
+
+def _told(point: Point, budget: Budget) -> str:
+    beyond = "" if budget.met(point) else ", beyond the budget"
+    return f"{point.metric:.4f} ({-point.drop:+.4f}), {point.ms:.3g} ms, {point.num_bytes / 1e6:.1f} MB{beyond}"

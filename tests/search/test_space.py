@@ -1,0 +1,149 @@
+"""The space of recipes: what it holds, how a pipeline narrows it, and where its mistakes are told."""
+
+from pathlib import Path
+
+import pytest
+
+from deploykit import recipe
+from deploykit.compress import Distil, Prune, Quantize
+from deploykit.errors import RecipeError
+from deploykit.search.narrowing import Narrowing
+from deploykit.search.space import Facts, space_of
+
+FACTS = Facts(6, "cpu", "int8")
+PIPELINE = """\
+task: text-classification
+data: reviews
+checkpoint: model
+compress:
+  - distil: {layers: 5, max_train_samples: 100}
+  - quantize: {}
+search:
+  distil: {layers: [0, 2, 3], epochs: 1}
+  prune:
+    heads: [0, 0.5]
+    ffn: [0]
+  quantize: {weight_bits: [7, 8]}
+"""
+
+
+def loaded(tmp_path: Path, text: str = PIPELINE) -> recipe.Pipeline:
+    (tmp_path / "pipeline.yaml").write_text(text)
+    return recipe.load_pipeline(tmp_path / "pipeline.yaml")
+
+
+def recipes(space):
+    return [stages for _, stages in space.recipes()]
+
+
+def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_path):
+    pipeline = loaded(tmp_path)
+    space = space_of(FACTS, pipeline.compress, pipeline.search)
+    found = recipes(space)
+    rates = (5e-5, 2e-4)
+    students = [
+        None,
+        *(Distil(layers=n, epochs=1, learning_rate=r, max_train_samples=100) for n in (2, 3) for r in rates),
+    ]
+    assert {stages[0] for stages in found if isinstance(stages[0], Distil)} >= {s for s in students if s}
+    assert {stages[-1] for stages in found} == {Quantize(weight_bits=7), Quantize(weight_bits=8)}
+    assert {stage.heads for stages in found for stage in stages if isinstance(stage, Prune)} == {0.5}
+    assert len(found) == len(set(found)) == (1 + 2 * 3) * (1 + 2) * 2 * 2
+
+
+def test_stages_come_in_the_order_of_the_table_and_are_left_out_where_switched_off():
+    orders = {tuple(stage.verb for stage in stages) for stages in recipes(space_of(FACTS, (), Narrowing()))}
+    some = {("quantize",), ("distil", "quantize"), ("prune", "quantize"), ("distil", "prune", "quantize")}
+    assert orders == some | {(*stages[:-1], "train_quantized", "quantize") for stages in some}
+
+
+def test_the_pipelines_own_values_are_among_the_choices():
+    own = (Distil(layers=1, learning_rate=3e-3), Quantize())
+    space = space_of(FACTS, own, Narrowing())
+    assignment = space.assignment_of(own)
+    assert assignment is not None
+    assert space.recipe(assignment) == own
+    assert space.assignment_of((Quantize(), Distil(layers=1))) is None
+    assert space.assignment_of((Distil(layers=99), Quantize())) is None
+
+
+def test_every_assignment_is_found_again_from_its_recipe(tmp_path):
+    pipeline = loaded(tmp_path)
+    space = space_of(FACTS, pipeline.compress, pipeline.search)
+    for found, stages in space.recipes():
+        assert space.recipe(found) == stages
+        assert space.assignment_of(stages) == found
+
+
+def test_settings_of_a_stage_that_is_left_out_are_not_asked():
+    space = space_of(FACTS, (), Narrowing())
+    asked = space.assign(lambda _, values: values[0])
+    off = ("distil.layers", "prune.heads", "prune.ffn", "prune-vocabulary.min_count", "smooth.alpha")
+    assert asked == {**dict.fromkeys((*off, "train_quantized.epochs"), 0), "quantize.scheme": "dynamic-int8"}
+
+
+def test_settings_of_the_pipelines_own_scheme_stay_with_it(tmp_path):
+    own = (Quantize(scheme="static-int8", calibration="minmax"),)
+    section = Narrowing({"quantize": {"scheme": ("dynamic-int8", "static-int8")}})
+    assert {stages[-1] for stages in recipes(space_of(FACTS, own, section))} == {Quantize(), *own}
+
+
+def test_values_that_do_not_go_together_are_located(tmp_path):
+    text = PIPELINE.replace(
+        "{weight_bits: [7, 8]}", "{scheme: [static-int8, dynamic-int8], calibration: [mse, minmax]}"
+    )
+    with pytest.raises(RecipeError, match="calibration has no effect with scheme dynamic-int8") as caught:
+        space_of(FACTS, (), loaded(tmp_path, text).search)
+    assert ":12: search.quantize" in caught.value.where
+
+
+def test_the_first_recipe_is_int8_alone_even_where_the_section_wants_more(tmp_path):
+    pipeline = loaded(tmp_path, PIPELINE.replace("[0, 2, 3]", "[2, 3]"))
+    assert space_of(FACTS, pipeline.compress, pipeline.search).gentlest() == (Quantize(),)
+    assert space_of(Facts(6, "cuda", "fp16"), (), Narrowing()).gentlest() == ()
+
+
+def test_a_gpu_and_fp32_have_no_int8_and_one_layer_nothing_to_drop():
+    assert ("quantize",) not in {
+        tuple(s.verb for s in r) for r in recipes(space_of(Facts(6, "cuda", None), (), Narrowing()))
+    }
+    assert not any("distil" in [s.verb for s in r] for r in recipes(space_of(Facts(1, "cpu", None), (), Narrowing())))
+    assert () in recipes(space_of(Facts(6, "cpu", None), (), Narrowing()))
+
+
+def test_a_stage_that_is_false_is_never_tried(tmp_path):
+    pipeline = loaded(tmp_path, PIPELINE[: PIPELINE.index("  prune:")] + "  prune: false\n")
+    assert all("prune" not in [s.verb for s in r] for r in recipes(space_of(FACTS, (), pipeline.search)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "found"),
+    [
+        ("  prune:\n", "  prone:\n", 9, r"did you mean prune\?"),
+        ("epochs: 1", "epoch: 1", 8, r"did you mean epochs\?"),
+        ("[0, 2, 3]", "[0, 2, 2.5]", 8, "expected int, found 2.5"),
+        ("[0, 2, 3]", "[0, two]", 8, "expected int, found 'two'"),
+        ("[0, 2, 3]", "[]", 8, "at least one value"),
+        ("[0, 2, 3]", "[2, 2]", 8, "each value once"),
+        ("[0, 2, 3]", "[-1]", 8, "layers must be at least 1"),
+        ("heads: [0, 0.5]", "heads: [0, 1.5]", 10, "heads must be a share"),
+        ("ffn: [0]", "ffn: [0, [0.5]]", 11, "numbers or words"),
+        ("weight_bits: [7, 8]", "weight_bits: [7, 9]", 12, "Literal"),
+        ("{weight_bits: [7, 8]}", "yes", 12, "settings as key: value"),
+    ],
+)
+def test_a_mistake_is_located(tmp_path, old, new, line, found):
+    assert old in PIPELINE
+    with pytest.raises(RecipeError, match=found) as caught:
+        loaded(tmp_path, PIPELINE.replace(old, new, 1))
+    assert caught.value.where.startswith(f"{tmp_path / 'pipeline.yaml'}:{line}: search.")
+
+
+def test_what_only_the_checkpoint_shows_is_located_too(tmp_path):
+    pipeline = loaded(tmp_path, PIPELINE.replace("[0, 2, 3]", "[0, 2, 7]"))
+    with pytest.raises(RecipeError, match="at most 6") as caught:
+        space_of(FACTS, pipeline.compress, pipeline.search)
+    assert ":8: search.distil.layers" in caught.value.where
+    with pytest.raises(RecipeError, match="have a use for") as caught:
+        space_of(Facts(7, "cuda", None), pipeline.compress, pipeline.search)
+    assert ":12: search.quantize" in caught.value.where
