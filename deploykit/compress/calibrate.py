@@ -55,7 +55,8 @@ class Histogram:
     def centers(self) -> NDArray[np.float64]:
         """The middle of each bin (B,)."""
         width = (self.high - self.low) / len(self.counts)
-        return self.low + width * (np.arange(len(self.counts)) + 0.5)
+        middles_B: NDArray[np.float64] = self.low + width * (np.arange(len(self.counts)) + 0.5)
+        return middles_B
 
 
 def calibrated(source: Checkpoint, rows: Labelled, quantization: Quantization, method: Calibration) -> Quantization:

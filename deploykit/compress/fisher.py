@@ -79,7 +79,8 @@ def mask_gradients(model: PreTrainedModel, batches: Iterable[Any], loss: RowLoss
 
 
 def _half_mean_square(gradients_NW: RowGradients) -> Scores:
-    return np.einsum("nw,nw->w", gradients_NW, gradients_NW, dtype=np.float64) / (2 * len(gradients_NW))
+    squares_W: Scores = np.einsum("nw,nw->w", gradients_NW, gradients_NW, dtype=np.float64)
+    return squares_W / (2 * len(gradients_NW))
 
 
 def _gradients(model: PreTrainedModel, batches: Iterable[Any], loss: RowLoss) -> Iterator[list[Tensor]]:

@@ -82,7 +82,8 @@ def _inverse_factor(hessian_II: Tensor) -> Tensor:
     mean = hessian_II.diagonal().mean()
     damped_II = hessian_II + torch.eye(len(hessian_II), dtype=torch.float64) * (_DAMPING * mean if mean > 0 else 1.0)
     inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(damped_II))
-    return torch.linalg.cholesky(inverse_II, upper=True)
+    factor_II: Tensor = torch.linalg.cholesky(inverse_II, upper=True)
+    return factor_II
 
 
 def _in_order(source: Checkpoint, names: Sequence[str]) -> list[list[str]]:

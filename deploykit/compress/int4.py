@@ -37,7 +37,7 @@ def int4_rounded(weight_OI: Tensor, block_size: int) -> Tensor:
 def blocked(weight_OI: Tensor, block_size: int) -> Tensor:
     """Cut each row into blocks (O,B,S), zeros at the end."""
     missing = -weight_OI.shape[1] % block_size
-    return F.pad(weight_OI, (0, missing)).unflatten(1, (-1, block_size))
+    return F.pad(weight_OI, (0, missing)).reshape(len(weight_OI), -1, block_size)
 
 
 def levels(weight: Tensor, scale: Tensor) -> Tensor:

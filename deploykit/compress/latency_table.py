@@ -161,7 +161,8 @@ def _spans(knots: Sequence[int], parts: int) -> NDArray[np.float64]:
     """Return how many of `parts` lie on each line; the last line goes on."""
     starts = np.array([0, *knots[:-1]])
     ends = np.array([*knots[:-1], max(parts, knots[-1])])
-    return np.clip(parts - starts, 0, ends - starts).astype(np.float64)
+    on_each: NDArray[np.float64] = np.clip(parts - starts, 0, ends - starts).astype(np.float64)
+    return on_each
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def mask_change(sums: Sums, weight_HK: Tensor, group: int, damping: float) -> Te
     """
     weight_HK = weight_HK.double()
     gram_GG = _blocks(sums.gram * (weight_HK.T @ weight_HK), group)
-    cross_G = (sums.cross * weight_HK.T).sum(dim=1).unflatten(0, (-1, group)).sum(dim=1)
+    cross_G = (sums.cross * weight_HK.T).sum(dim=1).reshape(-1, group).sum(dim=1)
     scales_G = _solved(gram_GG, cross_G[:, None], damping)[:, 0]
     if (scales_G + 1.0).abs().max() > MASK_LIMIT:
         scales_G = torch.zeros_like(scales_G)
@@ -98,7 +98,8 @@ def weight_change(sums: Sums, damping: float) -> Tensor:
 
 
 def _blocks(gram: Tensor, group: int) -> Tensor:
-    return gram.unflatten(1, (-1, group)).sum(dim=2).unflatten(0, (-1, group)).sum(dim=1)
+    columns = gram.reshape(len(gram), -1, group).sum(dim=2)
+    return columns.reshape(-1, group, columns.shape[1]).sum(dim=1)
 
 
 def _solved(gram: Tensor, cross: Tensor, damping: float) -> Tensor:
@@ -166,9 +167,9 @@ def _product(x_NLK: Tensor, change_KH: Tensor) -> Tensor:
 
 def _add(linear: nn.Linear, change_KH: Tensor) -> None:
     """Add a change to a matrix, and to its bias where there is a row for it."""
-    linear.weight += change_KH[: linear.in_features].T.to(linear.weight.dtype)
+    linear.weight.add_(change_KH[: linear.in_features].T.to(linear.weight.dtype))
     if len(change_KH) > linear.in_features:
-        linear.bias += change_KH[-1].to(linear.bias.dtype)
+        linear.bias.add_(change_KH[-1].to(linear.bias.dtype))
 
 
 def _sums(

@@ -163,8 +163,8 @@ def parts_within(budget_ms: float, table: LatencyTable, gradients: MaskGradients
     if chosen is None:  # a budget of the smallest structure, less what rounding its costs up takes
         chosen = [int(group.widths[0]) for group in groups]
     kept = [most_valuable(group.scores, width) for group, width in zip(groups, chosen, strict=True)]
-    heads, neurons = zip(gradients.heads, kept[0::2], strict=True), zip(gradients.neurons, kept[1::2], strict=True)
-    return [rearranged(*each) for each in heads], [rearranged(*each) for each in neurons]
+    rearranged_heads = [rearranged(*each) for each in zip(gradients.heads, kept[0::2], strict=True)]
+    return rearranged_heads, [rearranged(*each) for each in zip(gradients.neurons, kept[1::2], strict=True)]
 
 
 def allowed(width: int, multiple: int) -> NDArray[np.int64]:

@@ -107,7 +107,7 @@ def smoothing_factors(peak_A: Tensor, weight_HA: Tensor, alpha: float) -> Tensor
 @torch.no_grad()
 def fold(value: nn.Linear, output: nn.Linear, factors_A: Tensor) -> None:
     """Divide the channels between two matrices by factors, in the matrices, in place."""
-    value.weight /= factors_A[:, None]
+    value.weight.div_(factors_A[:, None])
     if value.bias is not None:
-        value.bias /= factors_A
-    output.weight *= factors_A
+        value.bias.div_(factors_A)
+    output.weight.mul_(factors_A)

@@ -136,6 +136,8 @@ def take_rounding_out(model: PreTrainedModel) -> None:
     rounded = [(name, module) for name, module in model.named_modules() if isinstance(module, RoundedLinear)]
     for name, module in rounded:
         width_O, width_I = module.weight.shape
-        shell = nn.utils.skip_init(nn.Linear, width_I, width_O, bias=module.bias is not None)
+        shell: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, width_I, width_O, bias=module.bias is not None
+        )
         shell.bias = module.bias
         model.set_submodule(name, with_weight(shell, module.weight.detach()))

@@ -66,7 +66,8 @@ class Int4Linear(nn.Module):
 def packed(quantized_OBS: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Pack levels from -8 to 7 as MatMulNBits reads them: 8 added, two a byte, the first in the low half; (O,B,S/2)."""
     shifted = (quantized_OBS - LOWEST).astype(np.uint8)
-    return shifted[..., 0::2] | (shifted[..., 1::2] << 4)
+    low, high = shifted[..., 0::2], shifted[..., 1::2]
+    return np.bitwise_or(low, np.left_shift(high, np.uint8(4)), dtype=np.uint8)
 
 
 def quantize_linears(model: PreTrainedModel, quantization: Quantization) -> int:

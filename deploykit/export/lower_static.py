@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -86,7 +87,7 @@ def lower_linears(model: ir.Model) -> None:
 
 
 def _constants(model: ir.Model, name: str, scale: float, zero_point: int) -> list[ir.Value]:
-    values = (np.array(scale, np.float32), np.array(zero_point, np.uint8))
+    values: tuple[NDArray[Any], ...] = (np.array(scale, np.float32), np.array(zero_point, np.uint8))
     found = []
     for suffix, value in zip(("scale", "zero"), values, strict=True):
         tensor = ir.tensor(value, name=f"{name}_{suffix}")
