@@ -55,8 +55,7 @@ class Histogram:
     def centers(self) -> NDArray[np.float64]:
         """The middle of each bin (B,)."""
         width = (self.high - self.low) / len(self.counts)
-        middles_B: NDArray[np.float64] = self.low + width * (np.arange(len(self.counts)) + 0.5)
-        return middles_B
+        return np.asarray(self.low + width * (np.arange(len(self.counts)) + 0.5), np.float64)
 
 
 def calibrated(source: Checkpoint, rows: Labelled, quantization: Quantization, method: Calibration) -> Quantization:

@@ -93,8 +93,9 @@ def _measured(storage: Storage, subject: Subject, few: Sequence[Point], budget: 
     def pace(point: Point, other: str) -> Interval:
         return ratio_of_interleaved(samples[str(point.trial)], samples[other], MEDIAN)
 
-    rows = [{"trial": point.trial, **_named(pace(point, ORIGINAL))} for point in few]
-    final = [replace(point, ms=row["pace"] * storage.original_ms) for point, row in zip(few, rows, strict=True)]
+    paces = [pace(point, ORIGINAL) for point in few]
+    rows = [{"trial": point.trial, **_named(found)} for point, found in zip(few, paces, strict=True)]
+    final = [replace(point, ms=found.value * storage.original_ms) for point, found in zip(few, paces, strict=True)]
     first = ranked(final, budget)[0]
     best = chosen(final, {point.trial: pace(point, str(first.trial)) for point in final}, budget)
     return {"chosen": best.trial, "measured": rows}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
@@ -34,7 +34,7 @@ _NAME = "deploykit"
 _FINAL, _CONFIRMED, _IDENTITY, _ORIGINAL_MS = "final", "confirmed", "identity", "original_ms"
 """What is kept of the study as a whole."""
 _METRICS = ("metric", "ms", "bytes")
-_DIRECTIONS = ("maximize", "minimize", "minimize")
+_DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
 _STARTUP = 8
 """Trials at random before the sampler learns from them."""
 _ASKS = 4
@@ -181,7 +181,7 @@ class Storage:
         trial = self.study.ask()
         recipe = trial.user_attrs.get(_RECIPE)
         if recipe is None or self._is_inside(recipe):
-            chosen = self.space.assign(trial.suggest_categorical)  # type: ignore[arg-type]
+            chosen = self.space.assign(trial.suggest_categorical)
             recipe = recipe_of(self.space.recipe(chosen))
         if recipe in self._recipes(but=trial.number):
             self.study.tell(trial, state=TrialState.PRUNED)

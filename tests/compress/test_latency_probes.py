@@ -10,6 +10,7 @@ from deploykit.compress import latency_probes
 from deploykit.compress.first_token import reads_first_token
 from deploykit.compress.latency_probes import Conditions, conditions, latencies, latency_table, timed
 from deploykit.compress.latency_table import Curve, LatencyTable, LayerCost
+from deploykit.export.export import Export
 from deploykit.families import Structure
 from tests.models import tiny_tokenizer
 
@@ -70,18 +71,18 @@ def test_lengths_are_the_middles_of_fifths():
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 def test_probes_are_the_structures_asked_for_in_the_runtime(loaded, precision, monkeypatch: pytest.MonkeyPatch):
-    seen = []
-    write = latency_probes.Export.write
+    seen: list[tuple[Structure, bool, str]] = []
+    write = Export.write
 
     def spy(self, source, folder):
         seen.append((families.structure_of(source.model), reads_first_token(source.model), self.precision))
         return write(self, source, folder)
 
-    monkeypatch.setattr(latency_probes.Export, "write", spy)
+    monkeypatch.setattr(Export, "write", spy)
     asked = [Structure((4, 4), (64, 64)), Structure((1, 3), (8, 32)), Structure((2,), (16,))]
     found = latencies(loaded, asked, replace(UNDER, precision=precision), Rounds(6, 1, 1.0))
-    assert [each for each, *_ in seen] == asked == list(found)
-    assert {rest for _, *rest in map(tuple, seen) for rest in [tuple(rest)]} == {(True, precision)}
+    assert [each for each, _, _ in seen] == asked == list(found)
+    assert {(first, used) for _, first, used in seen} == {(True, precision)}
     assert all(value > 0 for value in found.values())
     assert families.structure_of(loaded.model) == asked[0]
 

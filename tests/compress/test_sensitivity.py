@@ -15,6 +15,7 @@ from deploykit.compress.quantize import SENSITIVITY, Quantize, within
 from deploykit.compress.sensitivity import divergence, fewest_kept, sensitivities
 from deploykit.data import open_dataset
 from deploykit.errors import UsageError
+from deploykit.families import blocks
 from deploykit.train.labelled import read_labelled
 from tests.models import make_checkpoint
 
@@ -30,10 +31,10 @@ def family(request: pytest.FixtureRequest) -> str:
 def planted(tmp_path_factory: pytest.TempPathFactory) -> checkpoints.Checkpoint:
     """A model of which one matrix alone suffers from int8: one input of it is a thousand times the others."""
     source = checkpoints.load(checkpoints.open_checkpoint(make_checkpoint(tmp_path_factory.mktemp("planted") / "m")))
-    layer = source.model.get_submodule("bert.encoder.layer.1")
+    block = blocks(source.model)[1]
     with torch.no_grad():
-        layer.get_submodule("intermediate.dense").bias[0] = 1000.0
-        layer.get_submodule("output.dense").weight[:, 0] = 0.0
+        block.ffn_in.bias[0] = 1000.0
+        block.ffn_out.weight[:, 0] = 0.0
     return source
 
 
@@ -107,12 +108,12 @@ def test_the_fewest_that_hold_the_budget_are_kept(costs: list[float], budget: fl
 
 
 def test_divergence_is_the_textbooks_and_sees_what_accuracy_does_not():
-    left, right = np.log(np.float32([0.5, 0.5])), np.log(np.float32([0.25, 0.75]))
+    left, right = (np.log(np.array(each, np.float32)) for each in ([0.5, 0.5], [0.25, 0.75]))
     assert divergence([left], [right]) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
     assert divergence([left + 7], [left]) == pytest.approx(0.0, abs=1e-7)
     tokens = np.stack([left, left])
     assert divergence([tokens], [np.stack([left, right])]) == pytest.approx(divergence([left], [right]) / 2)
-    assert np.isnan(divergence([left], [np.float32([np.nan, 0.0])]))
+    assert np.isnan(divergence([left], [np.array([np.nan, 0.0], np.float32)]))
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1.0, float("nan")])

@@ -46,8 +46,9 @@ def test_the_kernel_reads_the_packed_weights_as_they_are_meant(outputs: int, inp
     rng = torch.Generator().manual_seed(0)
     weight, x = torch.randn(outputs, inputs, generator=rng), torch.randn(3, inputs, generator=rng)
     quantized, scale = int4_quantized(weight, 32)
-    attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": 32, "accuracy_level": 1}
-    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **attributes)
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft")
+    for name, value in {"K": inputs, "N": outputs, "bits": 4, "block_size": 32, "accuracy_level": 1}.items():
+        node.attribute.append(helper.make_attribute(name, value))
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy"]
     constants = [numpy_helper.from_array(packed(quantized.numpy()), "w"), numpy_helper.from_array(scale.numpy(), "s")]
     graph = helper.make_graph([node], "int4", ends[:1], ends[1:], constants)

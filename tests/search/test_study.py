@@ -15,7 +15,7 @@ from deploykit.search import front, worker
 from deploykit.search.choose import Budget
 from deploykit.search.narrowing import Narrowing
 from deploykit.search.space import Facts, Space, space_of
-from deploykit.search.study import Storage, open_storage
+from deploykit.search.study import Given, Storage, open_storage
 from deploykit.search.trial import Outcome
 from deploykit.search.worker import Job, work
 
@@ -77,6 +77,12 @@ def ignore(_: str) -> None:
 def pareto(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "pareto.json").read_text())
     return found
+
+
+def asked(storage: Storage) -> Given:
+    given = storage.ask()
+    assert given is not None
+    return given
 
 
 def test_every_recipe_is_tried_once_the_gentlest_first(job):
@@ -178,14 +184,15 @@ def test_a_trial_whose_process_died_is_tried_again_a_few_times_and_then_left_alo
         assert storage.reap() == [given.number]
     assert numbers == [0, 1, 2]
     assert set(storage.failed().values()) == {"its process died"}
+    assert given is not None
     given.lock.release()
 
 
 def test_a_trial_at_work_elsewhere_is_left_alone(tmp_path):
     storage = opened(tmp_path)
-    given = storage.ask()
+    given = asked(storage)
     assert opened(tmp_path).reap() == []
-    other = opened(tmp_path).ask()
+    other = asked(opened(tmp_path))
     assert other.stages != given.stages
     done = storage.tell(given, outcome(0.0, 0.5), BUDGET)
     assert done.point.ms == 5.0
@@ -195,7 +202,7 @@ def test_a_trial_at_work_elsewhere_is_left_alone(tmp_path):
 
 def test_two_processes_ask_for_different_recipes_until_none_is_left(tmp_path):
     one, two = opened(tmp_path), opened(tmp_path)
-    given = [storage.ask() for storage in (one, two, one, two)]
+    given = [asked(storage) for storage in (one, two, one, two)]
     assert {verbs(each) for each in given} == RECIPES
     assert one.ask() is two.ask() is None
     for each in given:
@@ -205,7 +212,7 @@ def test_two_processes_ask_for_different_recipes_until_none_is_left(tmp_path):
 def test_a_recipe_outside_of_the_space_can_be_queued(tmp_path):
     storage = opened(tmp_path)
     storage.queue((Prune(ffn=0.25), Quantize(weight_bits=8)))
-    given = [storage.ask(), storage.ask()]
+    given = [asked(storage), asked(storage)]
     assert given[1].stages == (Prune(ffn=0.25), Quantize(weight_bits=8))
     for each in given:
         each.lock.release()
