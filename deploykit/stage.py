@@ -5,7 +5,9 @@ writes one payload into a scratch folder. `run` checks what it reads, reuses a f
 of the same origin, does the work and seals it.
 """
 
+import contextlib
 import dataclasses
+import glob
 import json
 import shutil
 import tempfile
@@ -111,6 +113,7 @@ def run(stage: Stage, *sources: Artifact, out: Path, force: bool = False) -> Art
             scratch = artifact.scratch_path(out, asked.origin)
             with _lock(scratch, out):
                 _work(stage, sources, asked, scratch, out, replace=force)
+            _sweep(out)
         elif stage.resumes:
             with tempfile.TemporaryDirectory() as folder:
                 stage(*sources, scratch=Path(folder))
@@ -141,6 +144,15 @@ def _lock(scratch: Path, out: Path) -> FileLock:
             out, expected="no other run writing here", found="one at work", next_step="wait for it to end"
         ) from None
     return lock
+
+
+def _sweep(out: Path) -> None:
+    """Remove the scratch folders that killed runs of other work left for `out`; one that is at work keeps its own."""
+    for scratch in out.parent.glob(f".{glob.escape(out.name)}.*.partial"):
+        lock = FileLock(scratch.with_suffix(".lock"), timeout=0)
+        with contextlib.suppress(Timeout), lock:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _kept(error: TrainingStopped, asked: Node, scratch: Path, out: Path) -> TrainingStopped:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from filelock import FileLock
 
 from deploykit import artifact
 from deploykit.artifact import Artifact, Kind, Node
@@ -117,3 +118,14 @@ def test_the_lineage_knows_every_ancestor(tmp_path, source):
     made = run(Write(), source, out=tmp_path / "out")
     child = Node("onnx", "export", {}, (made.node,), "")
     assert [node.stage for node in child.ancestors()] == ["export", "write", "import"]
+
+
+def test_what_killed_runs_of_other_work_left_is_removed_but_not_what_is_at_work(tmp_path, source):
+    left, busy = tmp_path / ".out.0123456789ab.partial", tmp_path / ".out.ba9876543210.partial"
+    other = tmp_path / ".another.0123456789ab.partial"
+    for folder in (left, busy, other):
+        folder.mkdir()
+    with FileLock(busy.with_suffix(".lock")):
+        run(Write(), source, out=tmp_path / "out")
+        assert (left.exists(), busy.exists(), other.exists()) == (False, True, True)
+    assert not left.with_suffix(".lock").exists()
