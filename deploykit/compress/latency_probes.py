@@ -18,6 +18,7 @@ from filelock import FileLock
 from pydantic import TypeAdapter
 from torch import nn
 
+import deploykit
 from deploykit import artifact, environment, families
 from deploykit.check.latency import Call, Clock, Rounds, interleaved
 from deploykit.checkpoint import Checkpoint
@@ -83,7 +84,7 @@ def _key(checkpoint: Checkpoint, under: Conditions, multiple: int) -> str:
     sizes = [config.model_type, getattr(config, family.hidden_size), families.head_size(checkpoint.model)]
     structure = asdict(families.structure_of(checkpoint.model))
     model = [*sizes, structure, getattr(config, family.activation), reads_first_token(checkpoint.model)]
-    return artifact.digest_of([_FORMAT, environment.key(), model, asdict(under), multiple])
+    return artifact.digest_of([_FORMAT, deploykit.__version__, environment.key(), model, asdict(under), multiple])
 
 
 def latencies(
