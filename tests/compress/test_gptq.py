@@ -93,8 +93,9 @@ def test_hessians_leave_padding_out(bert: Path, reviews: Path):
 
 def test_the_stage_rounds_and_records_half_a_byte_a_weight(bert: Path, reviews: Path, tmp_path: Path):
     source, data = checkpoints.open_checkpoint(bert), open_dataset(reviews)
-    made = stage.run(Quantize(scheme="int4", block_size=64), source, data, out=tmp_path / "gptq")
-    nearest = stage.run(Quantize(scheme="int4", block_size=64, rounding="nearest"), source, data, out=tmp_path / "rtn")
+    gptq = Quantize(scheme="int4", block_size=64, embeddings="float32")
+    made = stage.run(gptq, source, data, out=tmp_path / "gptq")
+    nearest = stage.run(dataclasses.replace(gptq, rounding="nearest"), source, data, out=tmp_path / "rtn")
     weights = [checkpoints.load(one).model.state_dict()["bert.pooler.dense.weight"] for one in (source, made, nearest)]
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])

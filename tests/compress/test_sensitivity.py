@@ -44,7 +44,7 @@ def rows_of(source, data: Path):
 
 def test_each_modules_cost_is_that_of_quantizing_it_alone(family: str, reviews: Path, tmp_path: Path):
     source = checkpoints.load(checkpoints.open_checkpoint(make_checkpoint(tmp_path / "model", family=family)))
-    rows, decision = rows_of(source, reviews), decide(source.model)
+    rows, decision = rows_of(source, reviews), decide(source.model, embeddings="float32")
     logits = checkpoints.logits(source, rows.encodings)
     found = {one.name: one for one in sensitivities(source, rows, decision)}
     assert set(found) == set(linear_names(source.model)) - set(decision.keep_float)

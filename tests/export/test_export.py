@@ -136,7 +136,7 @@ def test_fp32_leaves_a_decision_aside(bert: Path, tmp_path: Path):
 
 def test_an_int8_decision_is_refused_where_no_kernel_runs_it(bert: Path, tmp_path: Path):
     source = decided(bert, tmp_path, Quantization("dynamic-int8"))
-    with pytest.raises(UsageError, match="fp32 or fp16 for provider cuda"):
+    with pytest.raises(UsageError, match="fp32 or fp16 for cuda"):
         export(source, tmp_path / "out", Export(provider="cuda"))
 
 
