@@ -1,13 +1,18 @@
-"""The README says what is there: its file tree is made of the files' own first lines.
+"""The README says what is there: its file tree and its stages are made of the first lines of docstrings.
 
-python -m tests.test_readme     writes the tree anew
+python -m tests.test_readme     writes them anew
 """
 
 import ast
+import inspect
 from pathlib import Path
 
+import pytest
+
+from deploykit.compress import COMPRESS_STAGES
+
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- tree:begin -->\n", "<!-- tree:end -->\n"
+README = ROOT / "README.md"
 FOLDERS = ("deploykit", "bentos", "benchmarks")
 
 
@@ -17,6 +22,15 @@ def tree() -> str:
     width = max(len(_path(file)) for file in files)
     lines = [f"{_path(file):{width}}  {_purpose(file)}" for file in files]
     return "```\n" + "\n".join(lines) + "\n```\n"
+
+
+def stages() -> str:
+    """List what a recipe may name, each with the first line of its docstring."""
+    rows = [f"| `{verb}` | {_first_line(inspect.getdoc(stage))} |" for verb, stage in COMPRESS_STAGES.items()]
+    return "\n| stage | what it does |\n|---|---|\n" + "\n".join(rows) + "\n\n"
+
+
+PARTS = {"tree": tree, "stages": stages}
 
 
 def _order(file: Path) -> tuple[str, bool, str]:
@@ -29,26 +43,35 @@ def _path(file: Path) -> str:
 
 
 def _purpose(file: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
-    return docstring.partition("\n")[0].removesuffix(".")
+    return _first_line(ast.get_docstring(ast.parse(file.read_text())))
 
 
-def between(text: str) -> tuple[str, str, str]:
-    before, _, rest = text.partition(BEGIN)
-    inside, _, after = rest.partition(END)
-    return before, inside, after
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").partition("\n")[0].removesuffix(".")
 
 
-def test_the_tree_is_what_is_there():
-    assert between((ROOT / "README.md").read_text())[1] == tree(), "run python -m tests.test_readme"
+def _around(text: str, part: str) -> tuple[str, str, str]:
+    """Cut a text at the marks of a part: up to it, the part, and what follows."""
+    begin, end = f"<!-- {part}:begin -->\n", f"<!-- {part}:end -->\n"
+    before, found, rest = text.partition(begin)
+    assert found, f"README has no mark {begin}"
+    inside, found, after = rest.partition(end)
+    assert found, f"README has no mark {end}"
+    return before + begin, inside, end + after
 
 
-def test_every_file_says_its_purpose():
-    for folder in FOLDERS:
-        for file in (ROOT / folder).rglob("*.py"):
-            assert len(_purpose(file)) > 10, file
+@pytest.mark.parametrize("part", PARTS)
+def test_the_readme_is_what_is_there(part):
+    assert _around(README.read_text(), part)[1] == PARTS[part](), "run python -m tests.test_readme"
+
+
+def test_every_file_and_stage_says_its_purpose():
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
+    assert all(len(_purpose(file)) > 10 for file in files)
+    assert all(len(_first_line(inspect.getdoc(stage))) > 10 for stage in COMPRESS_STAGES.values())
 
 
 if __name__ == "__main__":
-    before, _, after = between((ROOT / "README.md").read_text())
-    (ROOT / "README.md").write_text(before + BEGIN + tree() + END + after)
+    for name, made in PARTS.items():
+        before, _, after = _around(README.read_text(), name)
+        README.write_text(before + made() + after)

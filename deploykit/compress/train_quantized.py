@@ -46,7 +46,7 @@ class TrainQuantized:
     seed: int = 0
     max_train_samples: int | None = None
 
-    verb: ClassVar[str] = "train_quantized"
+    verb: ClassVar[str] = "train-quantized"
     reads: ClassVar[tuple[Kind, ...]] = ("checkpoint", "dataset")
     makes: ClassVar[Kind] = "checkpoint"
     resumes: ClassVar[bool] = True

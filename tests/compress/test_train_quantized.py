@@ -83,7 +83,7 @@ def test_training_brings_the_int8_model_closer_to_the_float_one(bert: Path, revi
 def test_a_recipe_trains_and_then_quantizes(bert: Path, reviews: Path, tmp_path: Path):
     stages = (TrainQuantized(max_train_samples=16), Quantize())
     made = line.compress(checkpoints.open_checkpoint(bert), open_dataset(reviews), stages, tmp_path / "out")
-    assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "train_quantized", "quantize"]
+    assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "train-quantized", "quantize"]
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 0}, {"temperature": 0.0}, {"max_train_samples": 0}])

@@ -31,7 +31,7 @@ report: {max_slowdown: 9.0, max_drop: 0.9, max_growth: 9.0}
 search:
   distil: {layers: [0, 1], epochs: 1, learning_rate: [1.0e-4, 1.0e-3]}
   prune: {heads: [0, 0.25], ffn: 0, epochs: 0, multiple: 1}
-  train_quantized: false
+  train-quantized: false
 """
 
 

@@ -54,7 +54,7 @@ def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_pat
 def test_stages_come_in_the_order_of_the_table_and_are_left_out_where_switched_off():
     orders = {tuple(stage.verb for stage in stages) for stages in recipes(space_of(FACTS, (), Narrowing()))}
     some = {("quantize",), ("distil", "quantize"), ("prune", "quantize"), ("distil", "prune", "quantize")}
-    assert orders == some | {(*stages[:-1], "train_quantized", "quantize") for stages in some}
+    assert orders == some | {(*stages[:-1], "train-quantized", "quantize") for stages in some}
 
 
 def test_the_pipelines_own_values_are_among_the_choices():
@@ -79,7 +79,7 @@ def test_settings_of_a_stage_that_is_left_out_are_not_asked():
     space = space_of(FACTS, (), Narrowing())
     asked = space.assign(lambda _, values: values[0])
     off = ("distil.layers", "prune.heads", "prune.ffn", "prune-vocabulary.min_count", "smooth.alpha")
-    assert asked == {**dict.fromkeys((*off, "train_quantized.epochs"), 0), "quantize.scheme": "dynamic-int8"}
+    assert asked == {**dict.fromkeys((*off, "train-quantized.epochs"), 0), "quantize.scheme": "dynamic-int8"}
 
 
 def test_settings_of_the_pipelines_own_scheme_stay_with_it(tmp_path):

@@ -23,7 +23,7 @@ NARROWING = Narrowing(
     {
         "distil": {"layers": (0, 1), "epochs": (1,), "learning_rate": (1e-3,)},
         "prune": {"heads": (0, 0.5), "ffn": (0,), "epochs": (0,)},
-        "train_quantized": {"epochs": (0,)},
+        "train-quantized": {"epochs": (0,)},
     }
 )
 SPACE = space_of(Facts(2, "cpu", "int8"), (), NARROWING)
