@@ -42,9 +42,9 @@ class Steps:
 
     provider: Provider = "cpu"
     split: str = "test"
-    calls: int = 100
+    calls: int = 60
     """Rounds of one row."""
-    rows: int = 128
+    rows: int = 64
     """Rows of one pass."""
     passes: int = 6
     batch_size: int = 32

@@ -94,13 +94,13 @@ def waterfall_table(rows: Iterable[Mapping[str, Any]]) -> Table:
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Draw what each step of compression gave: latency and throughput beside the metric, size and memory."""
     table = Table("step", box=None, pad_edge=False, header_style="dim")
-    for title in (rows[0]["metric"], "p50", "x PyTorch", "throughput", "x PyTorch", "size", "memory"):
+    for title in (rows[0]["metric"], "p50, ms", "x PyTorch", "rows/s", "x PyTorch", "MB", "memory, MB"):
         table.add_column(title, justify="right")
     for row in rows:
-        sizes = [f"{row[name] / 1e6:.1f} MB" for name in ("size_bytes", "memory_bytes")]
         single, offline = (f"{row[name]['value']:.2f}" for name in ("single_speedup", "offline_speedup"))
-        p50, rate = f"{row['p50_ms']:.2f} ms", f"{row['throughput_per_s']:.0f} rows/s"
-        table.add_row(row["stage"], f"{row['value']:.4f}", p50, single, rate, offline, *sizes)
+        sizes = (f"{row[name] / 1e6:.1f}" for name in ("size_bytes", "memory_bytes"))
+        speed = (f"{row['p50_ms']:.2f}", single, f"{row['throughput_per_s']:.0f}", offline)
+        table.add_row(row["stage"], f"{row['value']:.4f}", *speed, *sizes)
     return table
 
 
