@@ -1,6 +1,6 @@
 """Render results of `benchmarks.peers` as Markdown, and keep the README's copy of them.
 
-    python -m benchmarks.table README.md benchmarks/results/*.json
+    python -m benchmarks.table README.md benchmarks/results/peers-*.json
 
 writes the tables of all the peers' results between the README's two markers; a test checks that they agree.
 """
