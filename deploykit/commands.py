@@ -50,8 +50,8 @@ def compress(
 
     `unlabeled` names rows without labels for the recipe's distillations, as their own field would.
     """
-    from deploykit import compress as compressing
     from deploykit.checkpoint import open_checkpoint
+    from deploykit.compress import compress as compressing
 
     if unlabeled is not None:
         stages = compressing.with_unlabeled(stages, str(unlabeled))

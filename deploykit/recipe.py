@@ -17,7 +17,7 @@ import yaml
 from deploykit import settings
 from deploykit.check.bench import Bench
 from deploykit.check.validate import Validate
-from deploykit.compress import COMPRESS_STAGES
+from deploykit.compress.compress import COMPRESS_STAGES
 from deploykit.errors import RecipeError, UsageError
 from deploykit.export.export import Export
 from deploykit.package import Package

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.compress import COMPRESS_STAGES
+from deploykit.compress.compress import COMPRESS_STAGES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

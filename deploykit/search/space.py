@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploykit import settings
-from deploykit.compress import Distil, Prune, PruneVocabulary, Quantize, Smooth, TrainQuantized
+from deploykit.compress.compress import Distil, Prune, PruneVocabulary, Quantize, Smooth, TrainQuantized
 from deploykit.errors import RecipeError, UsageError
 from deploykit.search.narrowing import Narrowing
 from deploykit.stage import Stage, settings_of

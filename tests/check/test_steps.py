@@ -6,7 +6,7 @@ import pytest
 from deploykit import artifact, cli, commands, evidence
 from deploykit.check.memory import peak_bytes
 from deploykit.check.steps import PYTORCH, Steps, chain_of, rows_of
-from deploykit.compress import Prune, Quantize
+from deploykit.compress.compress import Prune, Quantize
 from deploykit.errors import ArtifactError, DeploykitError
 
 QUICK = Steps(calls=7, rows=8, passes=6)

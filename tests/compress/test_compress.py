@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from deploykit import artifact, compress, settings
+from deploykit import artifact, settings
 from deploykit.checkpoint import load, open_checkpoint
-from deploykit.compress import COMPRESS_STAGES, Distil, Prune, Quantize, waterfall
+from deploykit.compress import compress, waterfall
+from deploykit.compress.compress import COMPRESS_STAGES, Distil, Prune, Quantize
 from deploykit.data import open_dataset
 from deploykit.errors import OutputExists, RecipeError, UsageError
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, RobertaConfig
 
-from deploykit import artifact, compress, stage
+from deploykit import artifact, stage
 from deploykit import checkpoint as checkpoints
 from deploykit.checkpoint import Checkpoint
-from deploykit.compress import PruneVocabulary, Quantize, waterfall
+from deploykit.compress import compress, waterfall
+from deploykit.compress.compress import PruneVocabulary, Quantize
 from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.prune_vocabulary import pruned, read_twice, require_same_rows, sentences
 from deploykit.compress.round_trip import Fallback, NewUnknown, RoundTrip

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from deploykit import checkpoint as checkpoints
-from deploykit import compress as line
 from deploykit import stage
-from deploykit.compress import Quantize, waterfall
+from deploykit.compress import compress as line
+from deploykit.compress import waterfall
+from deploykit.compress.compress import Quantize
 from deploykit.compress.fake_quant import decide, dynamic_linear, weights_quantized
 from deploykit.compress.train_quantized import (
     RoundedLinear,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploykit import recipe
-from deploykit.compress import Distil, Prune, Quantize
+from deploykit.compress.compress import Distil, Prune, Quantize
 from deploykit.errors import RecipeError
 from deploykit.search.narrowing import Narrowing
 from deploykit.search.space import Facts, space_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deploykit.artifact import Artifact
-from deploykit.compress import Distil, Prune, Quantize
+from deploykit.compress.compress import Distil, Prune, Quantize
 from deploykit.errors import ResourceError, UsageError
 from deploykit.evidence import Metric
 from deploykit.search import front, worker

@@ -1,0 +1,171 @@
+"""The stages that a recipe may name, and `compress`, which runs them one after the other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from filelock import FileLock
+
+from deploykit import artifact, processes, stage
+from deploykit.artifact import Artifact, Node
+from deploykit.compress import waterfall
+from deploykit.compress.distil import Distil
+from deploykit.compress.prune import Prune
+from deploykit.compress.prune_post_training import PrunePostTraining
+from deploykit.compress.prune_vocabulary import PruneVocabulary
+from deploykit.compress.quantize import Quantize
+from deploykit.compress.smooth import Smooth
+from deploykit.compress.train_quantized import TrainQuantized
+from deploykit.data import open_unlabeled
+from deploykit.environment import cache_dir
+from deploykit.errors import OutputExists, UsageError
+from deploykit.stage import Stage
+
+__all__ = [
+    "COMPRESS_STAGES",
+    "Distil",
+    "Prune",
+    "PrunePostTraining",
+    "PruneVocabulary",
+    "Quantize",
+    "Smooth",
+    "TrainQuantized",
+    "compress",
+]
+
+OnRow = Callable[[Mapping[str, Any]], None]
+Step = tuple[Stage, tuple[Artifact, ...]]
+"""A stage, and the data that it reads."""
+
+_STAGES: tuple[type[Stage], ...] = (
+    PruneVocabulary,
+    Distil,
+    Prune,
+    PrunePostTraining,
+    Smooth,
+    TrainQuantized,
+    Quantize,
+)
+COMPRESS_STAGES: Mapping[str, type[Stage]] = MappingProxyType({each.verb: each for each in _STAGES})
+"""Verb to stage, in the order in which a recipe would name them."""
+
+
+def compress(
+    source: Artifact,
+    data: Artifact,
+    stages: Sequence[Stage],
+    out: Path,
+    *,
+    force: bool = False,
+    on_row: OnRow | None = None,
+) -> Artifact:
+    """Run `stages` one after the other on a checkpoint and put the last result at `out`.
+
+    Every stage's result is kept in the cache under its origin, so a stopped run goes on where it was and recipes with
+    the same beginning share it.
+
+    Args:
+        source: the checkpoint.
+        data: train and validation rows.
+        stages: at least one, in order; a quantization comes last. Rows that a stage reads further are opened here.
+        out: a new folder, or the same finished artifact.
+        force: replace what is at `out`.
+        on_row: sees each row of the waterfall as it comes, the original's first.
+
+    Raises:
+        UsageError: the stages make no sense in this order.
+        OutputExists: `out` holds something else and `force` is false.
+        DeploykitError: whatever a stage raises.
+    """
+    _require_order(stages)
+    tell = on_row or _ignore
+    told = len(waterfall.read(source.path))
+    reads = [(data, *map(open_unlabeled, filter(None, stage.further_sources(each).values()))) for each in stages]
+    if out.exists() and not force:
+        existing = _finished(out, source, list(zip(stages, reads, strict=True)))
+        _tell(existing, told, tell)
+        return existing
+    made = source
+    for each, read in zip(stages, reads, strict=True):
+        kept = cache_dir() / "stages" / stage.node_before(each, made, *read).origin
+        made = _kept(each, (made, *read), kept)
+        told = _tell(made, told, tell)
+    if processes.is_first():
+        artifact.copy(made, out, replace=force)
+    processes.wait()
+    return artifact.read(out)
+
+
+def with_unlabeled(stages: Sequence[Stage], path: str) -> list[Stage]:
+    """Give every distillation the same rows without labels.
+
+    Raises:
+        UsageError: there is none, or one has its own.
+    """
+    distillations = [each for each in stages if isinstance(each, Distil)]
+    if not distillations or any(each.unlabeled for each in distillations):
+        raise UsageError(
+            "--unlabeled",
+            expected="a recipe with a distillation that has no rows of its own",
+            found="no distillation" if not distillations else "a field unlabeled",
+            next_step="change the recipe or leave the flag out",
+        )
+    return [replace(each, unlabeled=path) if isinstance(each, Distil) else each for each in stages]
+
+
+def _kept(each: Stage, sources: Sequence[Artifact], out: Path) -> Artifact:
+    """Run a stage into the cache; another run that needs the same result meanwhile waits for it.
+
+    Of several processes that train together the first one holds the turn for all.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    turn = FileLock(out.parent / f".{out.name}.turn") if processes.is_first() else nullcontext()
+    with turn:
+        return stage.run(each, *sources, out=out, force=True)
+
+
+def _tell(made: Artifact, told: int, tell: OnRow) -> int:
+    """Hand on the rows that are new; return how many there are now."""
+    rows = waterfall.read(made.path)
+    for row in rows[told:]:
+        tell(row)
+    return len(rows)
+
+
+def _ignore(_row: Mapping[str, Any]) -> None:
+    pass
+
+
+def _require_order(stages: Sequence[Stage]) -> None:
+    if not stages:
+        raise UsageError("compress", expected="at least one stage", found="none", next_step="name one in the recipe")
+    if Quantize.verb in [each.verb for each in stages[:-1]]:
+        raise UsageError(
+            "compress",
+            expected="quantize as the last stage",
+            found=", ".join(each.verb for each in stages),
+            next_step="move quantize to the end: what changes weights comes before it",
+        )
+
+
+def _finished(out: Path, source: Artifact, steps: Sequence[Step]) -> Artifact:
+    """Return what is at `out` if it is the finished result of the same work, byte for byte."""
+    if artifact.is_sealed(out):
+        existing = artifact.read(out)
+        if _came_from(existing.node, source, steps) and not artifact.verify(existing):
+            return existing
+    raise OutputExists(
+        out, expected="a new folder", found="an existing one", next_step="choose another --out or pass --force"
+    )
+
+
+def _came_from(node: Node, source: Artifact, steps: Sequence[Step]) -> bool:
+    for each, read in reversed(steps):
+        asked = (each.verb, stage.settings_of(each), [data.digest for data in read])
+        if (node.stage, dict(node.settings), [parent.digest for parent in node.parents[1:]]) != asked:
+            return False
+        node = node.parents[0]
+    return node.digest == source.digest
