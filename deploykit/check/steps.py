@@ -4,9 +4,10 @@ The first system is the original in PyTorch as its users run it (float32, padded
 come the original and every later checkpoint, each as `export` would write it. All are timed in turn in one run, one row
 a call (latency) and many rows a pass (throughput), rows in and answers out.
 
-    N calls or passes
+    N turns or passes
 """
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +34,8 @@ from deploykit.runtime.model_info import GRAPH, Provider
 from deploykit.runtime.tasks import decoder_of
 
 PYTORCH = "PyTorch"
-_WARM_UP_CALLS, _WARM_UP_PASSES = 5, 1
+TURN = 5
+"""Calls of one row that a system makes before the next one has its turn."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ class Steps:
     provider: Provider = "cpu"
     split: str = "test"
     calls: int = 60
-    """Rounds of one row."""
+    """Calls of one row, in turns of `TURN`; of each turn the mean is kept."""
     rows: int = 64
     """Rows of one pass."""
     passes: int = 6
     batch_size: int = 32
     seconds: float = 60.0
-    """Calls, and passes, end after so long, but not before there are six."""
+    """Turns, and passes, end after so long, but not before there are six."""
     threads: int | None = None
     """Every core that the process may use if not given."""
     seed: int = 0
@@ -95,10 +97,10 @@ class Steps:
 
     def _samples(self, systems: Mapping[str, Predict], rows: Sequence[Row]) -> dict[str, list[Milliseconds]]:
         """Time all systems in turn: milliseconds a row (N) each, by scenario."""
-        calls = Rounds(self.calls, _WARM_UP_CALLS, self.seconds, self.seed)
-        passes = Rounds(self.passes, _WARM_UP_PASSES, self.seconds, self.seed)
+        turns = Rounds(math.ceil(self.calls / TURN), 1, self.seconds, self.seed)
+        passes = Rounds(self.passes, 1, self.seconds, self.seed)
         return {
-            "single": list(closed_loop.single(systems, rows, calls).values()),
+            "single": list(closed_loop.single_in_turns(systems, rows, turns, TURN).values()),
             "offline": list(closed_loop.offline(systems, rows[: self.rows], passes).values()),
         }
 

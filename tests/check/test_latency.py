@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from deploykit.check import closed_loop
 from deploykit.check.latency import LEAST_ROUNDS, AsyncClock, Rounds, interleaved, open_loop, poisson_arrivals, summary
 from deploykit.check.ratio import ratio_of_interleaved
 
@@ -173,3 +174,19 @@ def test_summary_names_every_percentile_with_its_interval():
     found = summary(np.arange(1.0, 501.0))
     assert (found["p50_ms"], found["p99_ms"], found["n"]) == (250.0, 495.0, 500)
     assert found["p95_ms_low"] < found["p95_ms"] < found["p95_ms_high"]
+
+
+def test_a_turn_is_so_many_rows_one_after_the_other_and_a_sample_is_a_rows_share():
+    clock, asked = FakeClock(), []
+
+    def predict(rows):
+        asked.extend(rows)
+        clock.now_s += 0.002
+
+    rows = [{"text": str(index)} for index in range(5)]
+    rounds = Rounds(count=7, warm_up=1, seconds=60.0)
+    call = closed_loop.turn_of(predict, rows, 3)
+    found = interleaved({"head": call}, rounds, clock=clock)
+    assert found["head"] / 3 == pytest.approx([2.0] * 7)
+    assert [row["text"] for row in asked[:6]] == ["0", "1", "2", "0", "1", "2"], "the warm-up, then the first turn"
+    assert len(asked) == 8 * 3

@@ -5,11 +5,11 @@ import pytest
 
 from deploykit import artifact, cli, commands, evidence
 from deploykit.check.memory import peak_bytes
-from deploykit.check.steps import PYTORCH, Steps, chain_of, rows_of
+from deploykit.check.steps import PYTORCH, TURN, Steps, chain_of, rows_of
 from deploykit.compress.compress import Prune, Quantize
 from deploykit.errors import ArtifactError, DeploykitError
 
-QUICK = Steps(calls=7, rows=8, passes=6)
+QUICK = Steps(calls=7 * TURN, rows=8, passes=6)
 STEP = {"stage": "original", "metric": "accuracy", "value": 0.9}
 
 
