@@ -94,7 +94,10 @@ def _warnings(head: Side, base: Side, compared: Comparison) -> list[str]:
 def _names(head: Side, base: Side) -> tuple[str, str]:
     """Name both sides by their models, or by their folders where the models bear the same name."""
     folders = head.root.resolve().name, base.root.resolve().name
-    subjects = [list(dict.fromkeys(piece.evidence.subject.name for piece in side.pieces)) for side in (head, base)]
+    subjects = [
+        list(dict.fromkeys(piece.evidence.subject.name for piece in side.pieces if piece.evidence.measure != "steps"))
+        for side in (head, base)
+    ]
     models = ", ".join(subjects[0]) or folders[0], ", ".join(subjects[1]) or folders[1]
     return folders if models[0] == models[1] else models
 
