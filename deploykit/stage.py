@@ -24,9 +24,12 @@ from deploykit.artifact import Artifact, Kind, Node
 from deploykit.environment import host_name
 from deploykit.errors import ArtifactError, OutputExists, TrainingStopped, UsageError, resources_mapped
 
-FURTHER_SOURCE: Mapping[str, bool] = MappingProxyType({"further source": True})
-"""The metadata of a field that names a folder to read beside the other sources. It is no setting: what lies there
-becomes one more source, so its content enters the digest, and its path does not."""
+_FURTHER = "further source"
+FURTHER_ROWS: Mapping[str, Kind] = MappingProxyType({_FURTHER: "dataset"})
+"""The metadata of a field that names rows without labels to read beside the other sources. It is no setting: what lies
+there becomes one more source, so its content enters the digest, and its path does not."""
+FURTHER_CHECKPOINT: Mapping[str, Kind] = MappingProxyType({_FURTHER: "checkpoint"})
+"""Likewise, of a field that names a checkpoint."""
 
 
 class Stage(Protocol):
@@ -35,7 +38,7 @@ class Stage(Protocol):
     verb: ClassVar[str]
     """A verb phrase, part of every digest."""
     reads: ClassVar[tuple[Kind, ...]]
-    """The kinds of the sources, in order; sources beyond these are of the last kind."""
+    """The kinds of the sources, in order; sources beyond these are of the last kind, or further ones."""
     makes: ClassVar[Kind]
     resumes: ClassVar[bool]
     """Whether it trains: a killed run's scratch folder is of use to the next, and several processes work together."""
@@ -55,8 +58,13 @@ def settings_of(stage: Stage) -> dict[str, Any]:
 
 def further_sources(stage: Stage) -> dict[str, str | None]:
     """Return the fields that name further sources, with their paths."""
+    return {name: getattr(stage, name) for name in further_kinds(stage)}
+
+
+def further_kinds(stage: Stage) -> dict[str, Kind]:
+    """Return the fields that name further sources, with the kinds of these."""
     fields = dataclasses.fields(stage)  # type: ignore[arg-type]
-    return {item.name: getattr(stage, item.name) for item in fields if item.metadata == FURTHER_SOURCE}
+    return {item.name: item.metadata[_FURTHER] for item in fields if _FURTHER in item.metadata}
 
 
 def node_before(stage: Stage, *sources: Artifact) -> Node:
@@ -80,7 +88,8 @@ def require(stage: Stage, *sources: Artifact) -> None:
         )
     for index, source in enumerate(sources):
         kind = stage.reads[min(index, len(stage.reads) - 1)]
-        if source.kind != kind:
+        further = further_kinds(stage).values() if index >= len(stage.reads) else ()
+        if source.kind not in (kind, *further):
             raise ArtifactError(
                 source.path,
                 expected=f"an artifact of kind {kind} for {stage.verb}",

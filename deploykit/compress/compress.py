@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from deploykit import artifact, processes, stage
 from deploykit.artifact import Artifact, Node
+from deploykit.checkpoint import open_checkpoint
 from deploykit.compress import waterfall
 from deploykit.compress.distil import Distil
 from deploykit.compress.prune import Prune
@@ -83,7 +84,7 @@ def compress(
     _require_order(stages)
     tell = on_row or _ignore
     told = len(waterfall.read(source.path))
-    reads = [(data, *map(open_unlabeled, filter(None, stage.further_sources(each).values()))) for each in stages]
+    reads = [(data, *_further(each)) for each in stages]
     if out.exists() and not force:
         existing = _finished(out, source, list(zip(stages, reads, strict=True)))
         _tell(existing, told, tell)
@@ -114,6 +115,13 @@ def with_unlabeled(stages: Sequence[Stage], path: str) -> list[Stage]:
             next_step="change the recipe or leave the flag out",
         )
     return [replace(each, unlabeled=path) if isinstance(each, Distil) else each for each in stages]
+
+
+def _further(each: Stage) -> list[Artifact]:
+    """Open what a stage's fields name beside the checkpoint and the data."""
+    kinds = stage.further_kinds(each)
+    opener = {"dataset": open_unlabeled, "checkpoint": open_checkpoint}
+    return [opener[kinds[name]](path) for name, path in stage.further_sources(each).items() if path]
 
 
 def _kept(each: Stage, sources: Sequence[Artifact], out: Path) -> Artifact:

@@ -1,17 +1,18 @@
 """Distil: a student with fewer of its teacher's layers, or a narrower one, learns to answer as the teacher does.
 
 The student starts as some of the teacher's layers (Sun et al. 2019, Patient Knowledge Distillation; Sanh et al. 2019),
-each with its most active parts (`student`), and learns from the teacher's soft labels (Hinton et al. 2015), hidden
-states and attention scores (Jiao et al. 2020) and self-attention relations (Wang et al. 2021). What the teacher says is
-computed once and kept in the cache. Rows without a label count too: `unlabeled` text, and `augment`ed copies.
+or of another pretrained model's, each with its most active parts (`compress.student`), and learns from the teacher's
+soft labels (Hinton et al. 2015), hidden states and attention scores (Jiao et al. 2020) and self-attention relations
+(Wang et al. 2021). What the teacher says is computed once and kept in the cache. Rows without a label count too:
+`unlabeled` text, and `augment`ed copies.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from deploykit import families, stage
+from deploykit import checkpoint, families, stage
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
@@ -32,13 +33,16 @@ class Distil:
     """Distil into a shallower or narrower student that starts from the teacher's own weights."""
 
     layers: int | tuple[int, ...]
-    """How many of the teacher's layers, evenly spaced; or which ones, counted from 1: [1, 3, 6]."""
+    """How many of the start's layers, evenly spaced; or which ones, counted from 1: [1, 3, 6]."""
+    student: str | None = field(default=None, metadata=stage.FURTHER_CHECKPOINT)
+    """Another model to start from, of the same vocabulary: a pretrained smaller one, by folder or hub name. Its content
+    enters the digest. None: the teacher itself."""
     hidden_size: int | None = None
-    """A multiple of the teacher's head size, which stays; None: the teacher's."""
+    """A multiple of the start's head size, which stays; None: the start's."""
     heads: int | None = None
-    """Of each layer. None: the teacher's or, where `hidden_size` is given, as many as fill it."""
+    """Of each layer. None: the start's or, where `hidden_size` is given, as many as fill it."""
     ffn: int | None = None
-    """Feed-forward neurons of each layer; None: the teacher's."""
+    """Feed-forward neurons of each layer; None: the start's."""
     epochs: int = 4
     learning_rate: float = 1e-4
     temperature: float = 2.0
@@ -46,7 +50,8 @@ class Distil:
     alpha: float = 0.3
     """The share of the labels' own cross-entropy; the soft labels have the rest."""
     hidden_weight: float = 1.0
-    """The weight of the hidden states' distance; 0 leaves them out. A narrower student learns a projection along."""
+    """The weight of the hidden states' distance; 0 leaves them out. A student of another width, or of other
+    embeddings, learns a projection along."""
     attention_weight: float = 0.0
     """The weight of the attention scores' distance; needs as many heads as the teacher has."""
     relation_weight: float = 0.0
@@ -55,7 +60,7 @@ class Distil:
     """Relation heads, dividing both widths; None: the student's heads."""
     relation_layer: int | None = None
     """The teacher's layer whose relations the student's last layer learns, counted from 1; None: the last."""
-    unlabeled: str | None = field(default=None, metadata=stage.FURTHER_SOURCE)
+    unlabeled: str | None = field(default=None, metadata=stage.FURTHER_ROWS)
     """A file or folder of rows without labels (`.jsonl`, `.csv`, `.parquet`, or `.txt` with a text a line), which learn
     from the teacher alone. A path relative to the recipe; its content, not its name, enters the digest."""
     augment: int = 0
@@ -102,20 +107,24 @@ class Distil:
         """Write the student.
 
         Args:
-            sources: the teacher, the labelled rows, and any number of sets of rows without labels.
+            sources: the teacher, the labelled rows, and any number of sets of rows without labels, and of checkpoints
+                to start from at most one.
             scratch: the payload.
 
         Raises:
-            UsageError: the teacher is smaller or quantized, or a setting does not fit it.
+            CheckpointError: the model to start from cannot be used.
+            UsageError: the start is smaller or quantized, or a setting does not fit it or the teacher.
         """
         source, data, *further = sources
         teacher = load_float(source, self.verb)
-        kept, widths = self._layers(teacher), self._widths(teacher)
-        objective = self._objective(teacher, len(kept), widths)
+        start = self._start(teacher, [each for each in further if each.kind == "checkpoint"])
+        kept, widths = self._layers(start), self._widths(start)
+        objective = self._objective(teacher, start, widths)
         rows = read_labelled(teacher, data, "train").trainable().sample(self.max_train_samples, self.seed)
         validation = read_labelled(teacher, data, "validation")
-        train_sets = [rows, *self._without_labels(teacher, rows, further)]
-        student = keep_layers(teacher, kept)
+        more = [each for each in further if each.kind == "dataset"]
+        train_sets = [rows, *self._without_labels(teacher, rows, more)]
+        student = keep_layers(start, kept)
         if widths is not None:
             sample = rows.sample(CALIBRATION_ROWS, self.seed).encodings
             student = keep_widths(student, widths, activity(student, sample))
@@ -129,20 +138,38 @@ class Distil:
         facts = waterfall.finish(student, (source, teacher), validation, self, scratch)
         return {**facts, "history": [asdict(epoch) for epoch in history.epochs], "rows": list(map(len, train_sets))}
 
-    def _layers(self, teacher: Checkpoint) -> list[int]:
+    def _start(self, teacher: Checkpoint, found: Sequence[Artifact]) -> Checkpoint:
+        """Return what the student is cut from: the teacher, or another model with the teacher's tokenizer."""
+        _require(len(found) == bool(self.student), "student", "its checkpoint among the sources", f"{len(found)}")
+        if not found:
+            return teacher
+        base = checkpoint.load_base(found[0], teacher.spec.task, teacher.labels, self.seed)
+        vocabularies = [checkpoint.tokenizer_json(each)["model"]["vocab"] for each in (base, teacher)]
+        _require(vocabularies[0] == vocabularies[1], "student", "a model of the teacher's vocabulary", "another")
+        most = base.spec.max_length
+        fits = teacher.spec.max_length <= most
+        _require(fits, "student", f"a model that takes {teacher.spec.max_length} tokens, as the teacher", most)
+        spec = replace(teacher.spec, structure=None)
+        return replace(base, path=teacher.path, tokenizer=teacher.tokenizer, spec=spec)
+
+    def _layers(self, start: Checkpoint) -> list[int]:
         """Choose the layers to start from, counted from 0."""
-        depth = len(families.blocks(teacher.model))
+        depth = len(families.blocks(start.model))
         most = self.layers if isinstance(self.layers, int) else max(self.layers)
-        _require(most <= depth, "layers", f"at most {depth}, the teacher's", most)
+        _require(most <= depth, "layers", f"at most {depth}, {self._whose}", most)
         return spread(self.layers, depth) if isinstance(self.layers, int) else [layer - 1 for layer in self.layers]
 
-    def _widths(self, teacher: Checkpoint) -> Widths | None:
-        """Return how wide the student is; None where it is as wide as the teacher."""
+    @property
+    def _whose(self) -> str:
+        return "the student's" if self.student else "the teacher's"
+
+    def _widths(self, start: Checkpoint) -> Widths | None:
+        """Return how wide the student is; None where it is as wide as its start."""
         if (self.hidden_size, self.heads, self.ffn) == (None, None, None):
             return None
-        structure, size = families.structure_of(teacher.model), families.head_size(teacher.model)
+        structure, size = families.structure_of(start.model), families.head_size(start.model)
         most_hidden, most_heads, most_ffn = (
-            families.hidden_size(teacher.model),
+            families.hidden_size(start.model),
             min(structure.heads),
             min(structure.ffn),
         )
@@ -151,23 +178,24 @@ class Distil:
         ffn = self.ffn or most_ffn
         fits = hidden <= most_hidden and hidden % size == 0
         _require(fits, "hidden_size", f"a multiple of {size}, the size of a head, up to {most_hidden}", hidden)
-        _require(heads <= most_heads, "heads", f"at most {most_heads}, the teacher's", heads)
-        _require(ffn <= most_ffn, "ffn", f"at most {most_ffn}, the teacher's", ffn)
+        _require(heads <= most_heads, "heads", f"at most {most_heads}, {self._whose}", heads)
+        _require(ffn <= most_ffn, "ffn", f"at most {most_ffn}, {self._whose}", ffn)
         return Widths(hidden, heads, ffn)
 
-    def _objective(self, teacher: Checkpoint, layers: int, widths: Widths | None) -> Objective:
-        structure, size = families.structure_of(teacher.model), families.head_size(teacher.model)
-        depth = len(structure.heads)
-        matched, last = matching_layers(layers, depth), self.relation_layer or depth
-        own_heads = widths.heads if widths else structure.heads[self._layers(teacher)[-1]]
-        _require(last <= depth, "relation_layer", f"at most {depth}, the teacher's layers", last)
-        relation_heads = self.relation_heads or own_heads
+    def _objective(self, teacher: Checkpoint, start: Checkpoint, widths: Widths | None) -> Objective:
+        kept, theirs = self._layers(start), families.structure_of(teacher.model).heads
+        starts = families.structure_of(start.model).heads
+        own = [widths.heads if widths else starts[layer] for layer in kept]
+        sizes = families.head_size(start.model), families.head_size(teacher.model)
+        matched, last = matching_layers(len(kept), len(theirs)), self.relation_layer or len(theirs)
+        _require(last <= len(theirs), "relation_layer", f"at most {len(theirs)}, the teacher's layers", last)
+        relation_heads = self.relation_heads or own[-1]
         if self.relation_weight > 0:
-            narrow = f"a divisor of {own_heads * size} and {structure.heads[last - 1] * size}, both models' widths"
-            divides = all(heads * size % relation_heads == 0 for heads in (own_heads, structure.heads[last - 1]))
-            _require(divides, "relation_heads", narrow, relation_heads)
+            ours, its = own[-1] * sizes[0], theirs[last - 1] * sizes[1]
+            divides = ours % relation_heads == its % relation_heads == 0
+            _require(divides, "relation_heads", f"a divisor of {ours} and {its}, both models' widths", relation_heads)
         if self.attention_weight > 0:
-            self._require_same_heads(teacher, matched, own_heads if widths else None)
+            _require_same_heads(matched, own, theirs)
         return Objective(
             self.temperature,
             self.alpha,
@@ -175,20 +203,9 @@ class Distil:
             matched,
             self.attention_weight,
             self.relation_weight,
-            (layers, last),
+            (len(kept), last),
             relation_heads,
         )
-
-    def _require_same_heads(self, teacher: Checkpoint, matched: tuple[tuple[int, int], ...], own: int | None) -> None:
-        theirs, kept = families.structure_of(teacher.model).heads, self._layers(teacher)
-        for mine, layer in matched:
-            heads = own or theirs[kept[mine - 1]]
-            _require(
-                heads == theirs[layer - 1],
-                "attention_weight",
-                f"{theirs[layer - 1]} heads in layer {mine}, as the teacher's layer {layer} has (or relation_weight)",
-                f"{heads} heads",
-            )
 
     def _without_labels(self, teacher: Checkpoint, rows: Labelled, further: list[Artifact]) -> list[Labelled]:
         """Return the rows that have no label: the user's own, and augmented ones."""
@@ -211,6 +228,12 @@ class Distil:
             seed=self.seed,
             pad_id=pad_id,
         )
+
+
+def _require_same_heads(matched: Sequence[tuple[int, int]], own: Sequence[int], theirs: Sequence[int]) -> None:
+    for mine, layer in matched:
+        expected = f"{theirs[layer - 1]} heads in layer {mine}, as the teacher's layer {layer} has (or relation_weight)"
+        _require(own[mine - 1] == theirs[layer - 1], "attention_weight", expected, f"{own[mine - 1]} heads")
 
 
 def _require(fits: bool, setting: str, expected: str, found: object) -> None:  # noqa: FBT001 - what was checked

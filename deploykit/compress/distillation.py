@@ -30,7 +30,6 @@ from deploykit.train.labelled import Labelled, score
 from deploykit.train.loop import History, Training, train
 
 _MOST_PAIRS = 4
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Pair = tuple[int, int]
 """A student's layer and the teacher's that it is to match, counted from 1."""
@@ -121,7 +120,15 @@ def distil_from(
     source, model = teacher
     *train_sets, validation = rows
     settings, workdir = training
-    examples = [example for each in train_sets for example in _examples(source, model, each, objective)]
+    names = dict.fromkeys((*input_names(model.model), *input_names(student.model)))
+    examples = [
+        example
+        for each in train_sets
+        for example in with_teacher(
+            examples_of(each.encodings, each.targets, list(names)),
+            teacher_outputs(source.digest, model, each.encodings, objective.states()),
+        )
+    ]
     with on_accelerator(model.model), kept_when_stopped(student, workdir.parent):
         return train(
             observed(student.model, model.model, objective),
@@ -134,15 +141,23 @@ def distil_from(
 
 
 def observed(student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective) -> Observed:
-    """Wrap a student so that it gives what the objective compares."""
+    """Wrap a student so that it gives what the objective compares.
+
+    Hidden dimensions mean the same in both only where the student was cut from its teacher, its embeddings left as they
+    were; else a projection is learned along.
+    """
     attended = sorted({own for own, _ in (*objective.attended(), *objective.related())})
     widths = [families.hidden_size(model) for model in (student, teacher)]
     projection = None
-    if objective.matched() and widths[0] != widths[1]:
+    if objective.matched() and not _share_embeddings(student, teacher):
         projection = nn.Linear(widths[0], widths[1], bias=False)
         with torch.no_grad():
             projection.weight.copy_(best_projection(student, teacher))
     return Observed(student, [own for own, _ in objective.matched()], attended, projection)
+
+
+def _share_embeddings(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
+    return torch.equal(*(families.word_embeddings(model).cpu() for model in (student, teacher)))
 
 
 def best_projection(student: PreTrainedModel, teacher: PreTrainedModel) -> Tensor:
@@ -168,7 +183,7 @@ def distillation_loss(objective: Objective, teacher: PreTrainedModel) -> Callabl
     head_size = families.head_size(teacher)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        own = model({name: batch[name] for name in _INPUTS if name in batch})
+        own = model(batch)
         theirs = _theirs(teacher, batch, objective)
         mask = batch["attention_mask"]
         return (
@@ -233,16 +248,10 @@ def _theirs(teacher: PreTrainedModel, batch: Batch, objective: Objective) -> Map
     if all(_key(name) in batch for name in names):
         seen = {name: batch[_key(name)].float() for name in names}
     else:
-        seen = observe.states(teacher, {name: batch[name] for name in _INPUTS if name in batch}, names)
+        seen = observe.states(teacher, {name: batch[name] for name in input_names(teacher)}, names)
     for layer in {layer for _, layer in (*objective.attended(), *objective.related())}:
         seen |= observe.attention_parts(teacher, layer, seen[observe.attention(layer)])
     return seen
-
-
-def _examples(source: Artifact, teacher: Checkpoint, rows: Labelled, objective: Objective) -> list[Example]:
-    outputs = teacher_outputs(source.digest, teacher, rows.encodings, objective.states())
-    examples = examples_of(rows.encodings, rows.targets, input_names(teacher.model))
-    return with_teacher(examples, outputs)
 
 
 def _key(name: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deploykit import families
+from deploykit.checkpoint import input_names
 
 Seen = Mapping[str, Tensor]
 PARTS = ("query", "key", "value")
@@ -68,11 +69,16 @@ class Observed(nn.Module):
         self.hidden_layers, self.attention_layers = tuple(hidden_layers), tuple(attention_layers)
 
     def forward(self, inputs: Seen) -> dict[str, Tensor]:
-        """Return `logits`, the (projected) hidden states, and queries, keys and values, by name."""
+        """Return `logits`, the (projected) hidden states, and queries, keys and values, by name.
+
+        Args:
+            inputs: a batch, of which the model takes what it knows.
+        """
         found = families.blocks(self.model)
         watched = {part(name, at): getattr(found[at - 1], name) for at in self.attention_layers for name in PARTS}
         with _recorded(watched, lambda _inputs, output: output) as seen:
-            output = self.model(**inputs, output_hidden_states=bool(self.hidden_layers))
+            taken = {name: inputs[name] for name in input_names(self.model)}
+            output = self.model(**taken, output_hidden_states=bool(self.hidden_layers))
         after = {hidden(layer): self._projected(output.hidden_states[layer]) for layer in self.hidden_layers}
         return {"logits": output.logits, **after, **seen}
 

@@ -1,5 +1,7 @@
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,45 @@ def test_a_row_without_the_tasks_input_is_refused_with_its_place(bert: Path, rev
 def test_rows_that_are_named_and_not_given_are_missed(bert: Path, reviews: Path, tmp_path: Path):
     with pytest.raises(UsageError, match=r"distil\.unlabeled"):
         distilled(bert, reviews, tmp_path / "out", layers=1, unlabeled="more.txt")
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_a_student_may_start_as_another_model_whose_content_enters_the_digest(task: str, tmp_path: Path):
+    teacher = make_checkpoint(tmp_path / "teacher", family="distilbert", task=task)
+    starts = [make_checkpoint(tmp_path / str(seed), task=task, layers=3, seed=seed) for seed in (1, 2)]
+    sources = checkpoints.open_checkpoint(teacher), open_dataset(make_dataset(tmp_path / "data", task=task, rows=16))
+    made = []
+    for start in starts:
+        setting = Distil(
+            layers=(1, 3), student=str(start), epochs=1, heads=2, attention_weight=0.0, relation_weight=1.0
+        )
+        made.append(
+            stage.run(setting, *sources, checkpoints.open_checkpoint(start), out=tmp_path / f"out-{start.name}")
+        )
+    student, base = checkpoints.load(made[0]), checkpoints.load(checkpoints.open_checkpoint(starts[0]))
+    assert student.model.config.model_type == "bert"
+    assert families.structure_of(student.model) == families.Structure((2, 2), (64, 64))
+    assert student.labels == checkpoints.load(sources[0]).labels
+    moved = (families.word_embeddings(student.model) - families.word_embeddings(base.model)).abs().max()
+    assert moved < 0.01  # one epoch from the start's own weights, not from the teacher's or from chance
+    assert "student" not in made[0].node.settings
+    assert made[0].node.origin != made[1].node.origin
+
+
+def test_a_start_that_does_not_fit_is_refused(bert: Path, reviews: Path, tmp_path: Path):
+    start = make_checkpoint(tmp_path / "start")
+    sources = checkpoints.open_checkpoint(bert), open_dataset(reviews)
+    setting = Distil(layers=1, student=str(start), epochs=1)
+    with pytest.raises(UsageError, match=r"distil\.student: expected its checkpoint among the sources"):
+        stage.run(setting, *sources, out=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"distil\.layers: expected at most 2, the student's"):
+        stage.run(replace(setting, layers=3), *sources, checkpoints.open_checkpoint(start), out=tmp_path / "out")
+    tokenizer = json.loads((start / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["good"], vocabulary["bad"] = vocabulary["bad"], vocabulary["good"]
+    (start / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UsageError, match=r"distil\.student: expected a model of the teacher's vocabulary"):
+        stage.run(setting, *sources, checkpoints.open_checkpoint(start), out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
