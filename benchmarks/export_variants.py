@@ -70,8 +70,8 @@ def run(source: Artifact, threads: Sequence[int], turns: int) -> dict[str, Any]:
         for count in threads:
             for row, timed in zip(rows, _timed(files, count, turns), strict=True):
                 row["threads"][str(count)] = timed
-        rates = {str(count): _rates(count, Path(folder)) for count in threads}
-        work = {_named(shape): int8_operations(files[_ours("int8")], shape) / 1e9 for shape in SHAPES}
+        rates = {str(count): product_rates(count, Path(folder)) for count in threads}
+        work = {_named(shape): int8_operations(files[_ours("int8")], feeds(*shape)) / 1e9 for shape in SHAPES}
     return {
         "benchmark": "export_variants",
         "checkpoint": source.path.name,
@@ -98,14 +98,14 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*drawn, "", *(_bound(result, count) for count in result["rates_gops"])])
 
 
-def int8_operations(file: Path, shape: tuple[int, int]) -> int:
-    """Count the multiplications and additions of a graph's integer products on rows of a shape."""
+def int8_operations(file: Path, inputs: Feeds) -> int:
+    """Count the multiplications and additions of a graph's integer products on a batch."""
     graph = onnx.load(file)
     sizes = {tensor.name: np.prod(tensor.dims) for tensor in graph.graph.initializer}
     nodes = [node for node in graph.graph.node if node.op_type in (PRODUCT, ATTENTION)]
     graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(node.output[0]) for node in nodes)
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run([node.output[0] for node in nodes], feeds(*shape))
+    found = session.run([node.output[0] for node in nodes], inputs)
     return sum(
         2 * int(sizes[node.input[1]]) * made.size // made.shape[-1] for node, made in zip(nodes, found, strict=True)
     )
@@ -155,7 +155,7 @@ def _timed(files: Mapping[Variant, Path], threads: int, turns: int) -> list[dict
     return timed
 
 
-def _rates(threads: int, folder: Path) -> dict[str, float]:
+def product_rates(threads: int, folder: Path) -> dict[str, float]:
     """Measure what one large matrix product reaches: GOP/s by precision."""
     calls = {name: _product(name, folder / f"{name}.onnx", threads) for name in ("int8", "fp32")}
     best = {name: float(found.min()) for name, found in samples_ms(calls, BATCH_TURNS).items()}

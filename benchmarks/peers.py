@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from benchmarks import table
 from benchmarks.interleave import Batch, Samples, Schedule, interleave, total, total_ratio, warm_up
 from benchmarks.systems import BASELINE, CALIBRATION_ROWS, PEERS, Peer, Row, Source, System, open_model, open_peer
 from deploykit import artifact, environment
+from deploykit.artifact import Artifact
 from deploykit.check.latency import Clock
 from deploykit.check.ratio import ratio_of_interleaved
 from deploykit.check.statistics import Interval, percentile
@@ -65,8 +67,17 @@ class Question:
     """The task's metric on the answers of the offline run."""
 
 
-def compare(systems: Sequence[System], question: Question, clock: Clock) -> dict[str, Any]:
-    """Time the systems against each other; returns `systems` in their order, and `best_int8_peer` by scenario."""
+def compare(
+    systems: Sequence[System], question: Question, clock: Clock, beside: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Time the systems against each other; returns `systems` in their order, and `best_int8_peer` by scenario.
+
+    Args:
+        systems: at least one.
+        question: what they answer.
+        clock: seconds.
+        beside: further references for the ratios: key to a system's name.
+    """
     single = interleave(systems, Schedule(question.rows, question.single, SINGLE_TURN, SEED), clock)
     offline = interleave(systems, Schedule(question.rows, question.offline, OFFLINE_TURN, SEED), clock)
     scores = {system.name: question.score(system, offline[system.name]) for system in systems}
@@ -76,6 +87,10 @@ def compare(systems: Sequence[System], question: Question, clock: Clock) -> dict
         "single": min(rivals, key=lambda name: float(np.median(single[name].total_s)), default=None),
         "offline": min(rivals, key=lambda name: sum(offline[name].total_s), default=None),
     }
+
+    def references(rival: str | None) -> Mapping[str, str | None]:
+        return {"over_baseline": BASELINE, "over_best_int8_peer": rival, **beside}
+
     results = [
         {
             "name": system.name,
@@ -84,15 +99,15 @@ def compare(systems: Sequence[System], question: Question, clock: Clock) -> dict
             "size_bytes": system.num_bytes,
             "metric": dataclasses.asdict(scores[system.name]),
             "kept": scores[system.name].value / original if original else None,
-            "single": _latency(single, system.name, best["single"]),
-            "offline": _throughput(offline, system.name, best["offline"], len(question.rows)),
+            "single": _latency(single, system.name, references(best["single"])),
+            "offline": _throughput(offline, system.name, references(best["offline"]), len(question.rows)),
         }
         for system in systems
     ]
     return {"best_int8_peer": best, "systems": results}
 
 
-def _latency(samples: Mapping[str, Samples], name: str, rival: str | None) -> dict[str, Any]:
+def _latency(samples: Mapping[str, Samples], name: str, references: Mapping[str, str | None]) -> dict[str, Any]:
     """Summarize calls of one row: medians, and how many times faster than the baseline and than the best int8 peer."""
     own = np.asarray(samples[name].total_s)
     p50 = percentile(own * 1e3, 0.5)
@@ -103,11 +118,13 @@ def _latency(samples: Mapping[str, Samples], name: str, rival: str | None) -> di
         "p95_ms": percentile(own * 1e3, 0.95).value,
         "model_p50_ms": float(np.median(samples[name].model_s)) * 1e3,
         "n": len(own),
-        **_ratios(samples, rival, lambda other: ratio_of_interleaved(np.asarray(other.total_s), own, 0.5)),
+        **_ratios(samples, references, lambda other: ratio_of_interleaved(np.asarray(other.total_s), own, 0.5)),
     }
 
 
-def _throughput(samples: Mapping[str, Samples], name: str, rival: str | None, num_rows: int) -> dict[str, Any]:
+def _throughput(
+    samples: Mapping[str, Samples], name: str, references: Mapping[str, str | None], num_rows: int
+) -> dict[str, Any]:
     """Summarize a pass over the whole split."""
     own = samples[name].total_s
     seconds = total(own)
@@ -117,16 +134,16 @@ def _throughput(samples: Mapping[str, Samples], name: str, rival: str | None, nu
         "high_per_s": num_rows / seconds.low if seconds.low else None,
         "model_rows_per_s": num_rows / sum(samples[name].model_s),
         "n": len(own),
-        **_ratios(samples, rival, lambda other: total_ratio(other.total_s, own)),
+        **_ratios(samples, references, lambda other: total_ratio(other.total_s, own)),
     }
 
 
 def _ratios(
-    samples: Mapping[str, Samples], rival: str | None, ratio_to: Callable[[Samples], Interval]
+    samples: Mapping[str, Samples], references: Mapping[str, str | None], ratio_to: Callable[[Samples], Interval]
 ) -> dict[str, Any]:
-    """Compare with the baseline and with the best int8 peer, where these ran."""
-    references = {"over_baseline": samples.get(BASELINE), "over_best_int8_peer": samples.get(rival or "")}
-    return {key: dataclasses.asdict(ratio_to(other)) if other else None for key, other in references.items()}
+    """Compare with each reference that ran."""
+    others = {key: samples.get(name or "") for key, name in references.items()}
+    return {key: dataclasses.asdict(ratio_to(other)) if other else None for key, other in others.items()}
 
 
 def opened(
@@ -136,15 +153,30 @@ def opened(
     systems, failed = [], []
     for peer in peers:
         try:
-            systems.append(_warm(open_peer(peer, source, threads), question))
+            systems.append(warm(open_peer(peer, source, threads), question))
         except Exception as error:  # noqa: BLE001 - whatever breaks a peer is a line of the result
             failed.append({"name": peer.name, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:200]})
     return systems, failed
 
 
-def _warm(system: System, question: Question) -> System:
+def warm(system: System, question: Question) -> System:
+    """Have a system answer what it will be asked, once."""
     warm_up(system, question.rows, [*question.single, *question.offline])
     return system
+
+
+def prepared(original: Artifact, data: Artifact, num_rows: int, folder: Path) -> tuple[Source, Question]:
+    """Load what the peers are made from, in `folder`, and choose what all are asked.
+
+    Raises:
+        DeploykitError: the checkpoint or the data cannot be used.
+    """
+    from deploykit.checkpoint import load
+
+    train, test = read_split(data.path, "train"), read_split(data.path, "test")
+    calibration = random.Random(SEED).sample(train.rows, min(CALIBRATION_ROWS, len(train.rows)))  # noqa: S311
+    source = Source(load(original), calibration, folder)
+    return source, ask(source, test, num_rows)
 
 
 def ask(source: Source, test: Split, num_rows: int) -> Question:
@@ -172,21 +204,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         DeploykitError: the checkpoint, a model of ours or the data cannot be used.
     """
-    from deploykit.checkpoint import load, open_checkpoint
+    from deploykit.checkpoint import open_checkpoint
 
     load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     data, original = open_dataset(arguments.data), open_checkpoint(arguments.checkpoint)
-    train, test = read_split(data.path, "train"), read_split(data.path, "test")
-    calibration = random.Random(SEED).sample(train.rows, min(CALIBRATION_ROWS, len(train.rows)))  # noqa: S311
     with tempfile.TemporaryDirectory() as folder:
-        source = Source(load(original), calibration, Path(folder))
-        question = ask(source, test, arguments.rows)
+        source, question = prepared(original, data, arguments.rows, Path(folder))
         runs = [_run_threads(source, arguments.model, threads, question) for threads in arguments.threads]
     return {
         "benchmark": "peers",
         "task": source.checkpoint.spec.task,
         "checkpoint": {"name": original.path.resolve().name, "digest": original.digest},
-        "data": {"name": data.path.resolve().name, "digest": data.digest, "split": "test", "rows": len(test.rows)},
+        "data": {"name": data.path.resolve().name, "digest": data.digest, "split": "test", "rows": len(question.rows)},
         "batch_size": BATCH_SIZE,
         "baseline": BASELINE,
         "environment": environment.describe() | {"packages": _versions()},
@@ -197,7 +226,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _run_threads(source: Source, models: Sequence[Path], threads: int, question: Question) -> dict[str, Any]:
     systems, failed = opened(PEERS, source, threads, question)
-    systems += [_warm(open_model(path, source.checkpoint, threads), question) for path in models]
+    systems += [warm(open_model(path, source.checkpoint, threads), question) for path in models]
     return {"threads": threads, **compare(systems, question, time.perf_counter), "failed": failed}
 
 

@@ -48,6 +48,11 @@ def replaced(text: str, where: object, new: str) -> str:
 
 
 def _section(result: Json, run: Json) -> str:
+    return f"{_heading(result, run)}\n\n{system_rows(run)}"
+
+
+def system_rows(run: Json) -> str:
+    """Draw a table of the systems of one run, those that did not run last, and name the best int8 peer."""
     metric = next((system["metric"]["name"] for system in run["systems"]), "metric").replace("_", " ")
     header = (
         "system",
@@ -64,7 +69,7 @@ def _section(result: Json, run: Json) -> str:
     )
     rows = [_row(system) for system in run["systems"]]
     rows += [(failed["name"], f"not run: {failed['reason']}", *[""] * (len(header) - 2)) for failed in run["failed"]]
-    return f"{_heading(result, run)}\n\n{_grid(header, rows)}\n\n{_footer(run)}"
+    return f"{grid([header, *rows])}\n\n{_footer(run)}"
 
 
 def _heading(result: Json, run: Json) -> str:
@@ -110,10 +115,11 @@ def _footer(run: Json) -> str:
     return f"Best int8 peer: {best['single']} at batch 1, {best['offline']} offline."
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Draw a Markdown table whose columns also line up in a terminal; a failure's reason may overhang."""
-    widths = [max(len(row[column]) for row in [header, *rows] if _fits(row, column)) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Draw a Markdown table, header first; columns line up in a terminal too, where a failure's reason may overhang."""
+    header, *body = rows
+    widths = [max(len(row[column]) for row in rows if _fits(row, column)) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *body]
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 

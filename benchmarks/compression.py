@@ -1,0 +1,205 @@
+"""How far compression goes: deploykit's models against the aims that it set itself, beside PyTorch and every int8 peer.
+
+    python -m benchmarks.compression PLAN.yaml [--threads 2] [--rows 300] [--out F.json] [--chart F.svg]
+
+PLAN lists the studies; paths are relative to it:
+
+    - name: MiniLM-L6, sentiment
+      data: review_sentiment          # train, validation, test
+      checkpoint: original            # fine-tuned, sealed or plain
+      chosen: fastest                 # an export; the fastest within the accuracy budget
+      post_training: pruned           # optional: an export pruned without retraining, then int8
+      int8: int8                      # the same without pruning, where post_training is given
+
+Each study is one interleaved run of `benchmarks.peers` on the test split, which nothing was chosen on. Aims are bars on
+the lower end of a 95% interval, and hold only where the model keeps 99% of the original's metric. Where a bar is
+missed, the table says by how much; `time` says where a call of one row goes, from ONNX Runtime's own profile. The int8
+share is the rate of the model's integer products at batch 32, over that of one large product on the same threads.
+Run it on an idle machine. Prints tables, then one line of JSON.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.aims import CHOSEN, INT8, ROLES, Json, aims_of, chart, tables
+from benchmarks.export_variants import int8_operations, product_rates
+from benchmarks.peers import BATCH_SIZE, Question, compare, opened, prepared, warm
+from benchmarks.systems import PEERS, open_model
+from benchmarks.turns import report, samples_ms
+from deploykit import artifact, checkpoint, environment, stage
+from deploykit.artifact import Artifact
+from deploykit.check.steps import chain_of
+from deploykit.data import open_dataset
+from deploykit.runtime.batching import pad
+from deploykit.runtime.model import Model
+from deploykit.runtime.model_info import GRAPH
+from deploykit.runtime.session import open_session
+
+SHARE_BATCHES, SHARE_TURNS = 3, 2
+"""Batches of 32 whose integer products are timed, spread over the lengths, and the turns of each."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One original, and what deploykit made of it."""
+
+    name: str
+    data: Path
+    checkpoint: Path
+    models: Mapping[str, Path]
+    """Role to export."""
+
+
+def read_plan(file: Path) -> list[Study]:
+    """Read the studies; paths are relative to the file."""
+    studies = []
+    for entry in yaml.safe_load(file.read_text(encoding="utf-8")):
+        paths = {key: file.parent / value for key, value in entry.items() if key != "name"}
+        models = {role: paths[role] for role in ROLES if role in paths}
+        studies.append(Study(entry["name"], paths["data"], paths["checkpoint"], models))
+    return studies
+
+
+def run(studies: Sequence[Study], threads: int, num_rows: int) -> dict[str, Any]:
+    """Do every study; returns the result as JSON has it.
+
+    Raises:
+        DeploykitError: a checkpoint, a model or the data cannot be used.
+    """
+    load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "benchmark": "compression",
+        "threads": threads,
+        "environment": environment.describe(),
+        "load_before": load_before,
+        "studies": [_study(study, threads, num_rows) for study in studies],
+    }
+
+
+def _study(study: Study, threads: int, num_rows: int) -> dict[str, Any]:
+    original, data = checkpoint.open_checkpoint(study.checkpoint), open_dataset(study.data)
+    with tempfile.TemporaryDirectory() as folder:
+        source, question = prepared(original, data, num_rows, Path(folder))
+        systems, failed = opened(PEERS, source, threads, question)
+        for role, path in study.models.items():
+            ours = dataclasses.replace(open_model(path, source.checkpoint, threads), name=role)
+            systems.append(warm(ours, question))
+        found = compare(systems, question, time.perf_counter, {"over_int8": INT8})
+        chosen = study.models[CHOSEN]
+        share = int8_share(chosen, question, threads, Path(folder))
+    _add_sizes(found["systems"])
+    facts = {role: recipe_of(path) for role, path in study.models.items()}
+    by_name = {system["name"]: system for system in found["systems"]}
+    by_name[CHOSEN] |= {"int8_share": share["share"]}
+    return {
+        "name": study.name,
+        "data": {"name": data.path.resolve().name, "digest": data.digest, "rows": len(question.rows)},
+        "checkpoint": {"name": original.path.resolve().name, "digest": original.digest},
+        "recipes": facts,
+        **found,
+        "failed": failed,
+        "int8_rate": share,
+        "time": profile(chosen, question, threads, by_name[CHOSEN]["single"]),
+        "aims": aims_of(by_name, facts),
+    }
+
+
+def recipe_of(model: Path) -> dict[str, Any]:
+    """Say which stages made an export from its original, and the seconds that they took together."""
+    compressed = stage.parent(artifact.read(model), "checkpoint")
+    steps: list[Artifact] = chain_of(compressed)[1:]
+    return {
+        "stages": [{each.node.stage: dict(each.node.settings)} for each in steps],
+        "seconds": sum(each.facts["seconds"] for each in steps),
+    }
+
+
+def int8_share(model: Path, question: Question, threads: int, folder: Path) -> dict[str, Any]:
+    """Measure the rate of a model's integer products, over whole calls of 32 rows, against one large product's."""
+    opened_model = Model.open(model, threads=threads)
+    chosen = np.linspace(0, len(question.offline) - 1, SHARE_BATCHES + 2).astype(int)[1:-1]
+    batches = [opened_model.encode([question.rows[at] for at in question.offline[index]]) for index in chosen]
+    inputs = [pad(batch, opened_model.info.pad_id, opened_model.info.inputs) for batch in batches]
+    operations = sum(int8_operations(model / GRAPH, each) for each in inputs)
+    calls = {str(at): (lambda each=each: opened_model.session.run(None, each)) for at, each in enumerate(inputs)}
+    seconds = sum(float(np.median(found)) for found in samples_ms(calls, SHARE_TURNS).values()) / 1e3
+    rate = product_rates(threads, folder)["int8"]
+    reached = operations / seconds / 1e9
+    return {"gops": reached, "machine_gops": rate, "share": float(reached / rate), "batch_size": BATCH_SIZE}
+
+
+def profile(model: Path, question: Question, threads: int, single: Json) -> dict[str, float]:
+    """Split the median call of one row: milliseconds of tokenizing and decoding, of each kind of node, and of the rest.
+
+    Nodes' shares are those of a profiled session, which is slower; they are scaled to the call that was timed.
+    """
+    info = Model.open(model, threads=threads)
+    rows = [info.encode([question.rows[batch[0]]]) for batch in question.single]
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(
+            model / GRAPH,
+            provider=info.info.provider,
+            options=info.info.provider_options,
+            threads=threads,
+            profile=Path(folder) / "profile",
+        )
+        inputs = [pad(row, info.info.pad_id, info.info.inputs) for row in rows]
+        for each in [*inputs[:20], *inputs]:
+            session.run(None, each)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+    whole = sum(event["dur"] for event in events if event["name"] == "model_run")
+    model_ms = single["model_p50_ms"]
+    nodes = {name: model_ms * micros / whole for name, micros in spent.most_common()}
+    return {
+        "tokenize and decode": single["p50_ms"] - model_ms,
+        **nodes,
+        "between nodes": model_ms - sum(nodes.values()),
+    }
+
+
+def _add_sizes(systems: Sequence[dict[str, Any]]) -> None:
+    baseline = systems[0]["size_bytes"]
+    for system in systems:
+        system["smaller"] = baseline / system["size_bytes"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compression", description=__doc__.partition("\n")[0])
+    parser.add_argument("plan", type=Path, help="a YAML list of studies")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=300, help="how many texts are timed one by one")
+    parser.add_argument("--out", type=Path, help="where the JSON is kept")
+    parser.add_argument("--chart", type=Path, help="where the chart is drawn, as SVG")
+    arguments = parser.parse_args(argv)
+
+    def measured() -> dict[str, Any]:
+        with contextlib.redirect_stdout(sys.stderr):  # NNCF and the exporters print their progress
+            result = run(read_plan(arguments.plan), arguments.threads, arguments.rows)
+        if arguments.chart:
+            arguments.chart.write_text(chart(result), encoding="utf-8")
+        return result
+
+    return report(measured, tables, arguments.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
