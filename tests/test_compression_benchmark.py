@@ -13,6 +13,7 @@ from deploykit.checkpoint import open_checkpoint
 from deploykit.compress.compress import Prune, PrunePostTraining, Quantize, compress
 from deploykit.data import open_dataset
 from deploykit.export.export import Export
+from deploykit.stage import Stage
 
 
 def ratio(value: float, low: float | None) -> dict[str, float | None]:
@@ -55,7 +56,7 @@ def test_post_training_has_three_minutes(seconds: float, value: bool):
 def plan(bert: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compression")
     source, data = open_checkpoint(bert), open_dataset(reviews)
-    recipes = {
+    recipes: dict[str, list[Stage]] = {
         aims.CHOSEN: [Prune(heads=0.5, ffn=0.5, multiple=8), Quantize()],
         aims.POST_TRAINING: [PrunePostTraining(speedup=1.05, multiple=8, calibration_rows=32), Quantize()],
         aims.INT8: [Quantize()],
