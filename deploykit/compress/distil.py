@@ -22,7 +22,7 @@ from deploykit.compress.source import load_float
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths, spread
 from deploykit.errors import UsageError
 from deploykit.train.labelled import Labelled, read_labelled, unlabeled, without_labels
-from deploykit.train.loop import Training
+from deploykit.train.loop import training_of
 
 CALIBRATION_ROWS = 512
 """Training rows that a narrower student's parts are chosen on."""
@@ -101,7 +101,7 @@ class Distil:
         )
         if (self.augment or self.unlabeled) and not objective.asks_the_teacher():
             raise ValueError("augment and unlabeled have no effect where alpha is 1 and no other weight is above 0")
-        self._training(0)
+        training_of(self, 0)
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write the student.
@@ -133,7 +133,7 @@ class Distil:
             student,
             (*train_sets, validation),
             objective,
-            (self._training(teacher.spec.pad_id), scratch / ".train"),
+            (training_of(self, teacher.spec.pad_id), scratch / ".train"),
         )
         facts = waterfall.finish(student, (source, teacher), validation, self, scratch)
         return {**facts, "history": [asdict(epoch) for epoch in history.epochs], "rows": list(map(len, train_sets))}
@@ -216,18 +216,6 @@ class Distil:
             copies = augmented(rows.encodings, table, self.augment, self.seed)
             found.append(without_labels(teacher, copies, rows.file))
         return found
-
-    def _training(self, pad_id: int) -> Training:
-        return Training(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            warmup_ratio=self.warmup_ratio,
-            weight_decay=self.weight_decay,
-            patience=self.patience,
-            seed=self.seed,
-            pad_id=pad_id,
-        )
 
 
 def _require_same_heads(matched: Sequence[tuple[int, int]], own: Sequence[int], theirs: Sequence[int]) -> None:

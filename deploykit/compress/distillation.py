@@ -166,7 +166,9 @@ def best_projection(student: PreTrainedModel, teacher: PreTrainedModel) -> Tenso
     The least squares start of the learned projection: for a student cut from its teacher, each dimension finds the one
     it came from.
     """
-    own, theirs = families.word_embeddings(student), families.word_embeddings(teacher)
+    tables = [families.word_embeddings(model) for model in (student, teacher)]
+    pieces = min(map(len, tables))  # what either has beyond these is padding
+    own, theirs = (table[:pieces] for table in tables)
     solution: Tensor = torch.linalg.lstsq(own.double(), theirs.double(), driver="gelsd").solution
     return solution.T.to(own.dtype)
 

@@ -26,7 +26,7 @@ from deploykit.compress.distillation import Objective, distil_from, matching_lay
 from deploykit.compress.fake_quant import activations_quantized, decide, quantized_names, rounded_weight, with_weight
 from deploykit.compress.source import load_float
 from deploykit.train.labelled import read_labelled
-from deploykit.train.loop import Training
+from deploykit.train.loop import training_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TrainQuantized:
         """
         if self.max_train_samples is not None and self.max_train_samples < 1:
             raise ValueError(f"max_train_samples must be at least 1, not {self.max_train_samples}")
-        self._objective(1), self._training(0)
+        self._objective(1), training_of(self, 0)
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write the trained checkpoint.
@@ -79,7 +79,7 @@ class TrainQuantized:
             made,
             (rows, validation),
             self._objective(len(families.blocks(before.model))),
-            (self._training(before.spec.pad_id), scratch / ".train"),
+            (training_of(self, before.spec.pad_id), scratch / ".train"),
         )
         take_rounding_out(made.model)
         facts = waterfall.finish(made, (source, before), validation, self, scratch)
@@ -87,16 +87,6 @@ class TrainQuantized:
 
     def _objective(self, depth: int) -> Objective:
         return Objective(self.temperature, self.alpha, self.hidden_weight, matching_layers(depth, depth))
-
-    def _training(self, pad_id: int) -> Training:
-        return Training(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            patience=self.epochs,
-            seed=self.seed,
-            pad_id=pad_id,
-        )
 
 
 class RoundedLinear(nn.Module):

@@ -18,7 +18,7 @@ from deploykit.tasks import Score, Task, task_named
 from deploykit.tasks.task import IGNORED
 from deploykit.train.batch import LABELS, Batch, examples_of
 from deploykit.train.labelled import labelled, score
-from deploykit.train.loop import Training, train
+from deploykit.train.loop import train, training_of
 
 TASK_REPORT = "task-report.json"
 WORKDIR = ".train"
@@ -58,23 +58,10 @@ class Finetune:
             UsageError: there is no such task.
         """
         task_named(self.task)
-        self.training(pad_id=0)
+        training_of(self, 0)
         for name in ("max_length", "max_train_samples"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-
-    def training(self, pad_id: int) -> Training:
-        """Return the settings of the loop."""
-        return Training(
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            warmup_ratio=self.warmup_ratio,
-            weight_decay=self.weight_decay,
-            patience=self.patience,
-            seed=self.seed,
-            pad_id=pad_id,
-        )
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write the checkpoint and `task-report.json`; return metrics and history."""
@@ -93,7 +80,7 @@ class Finetune:
                 examples_of(drawn.encodings, drawn.targets, checkpoint.input_names(started.model)),
                 cross_entropy,
                 lambda: score(started, validation).metrics[0].value,
-                self.training(started.spec.pad_id),
+                training_of(self, started.spec.pad_id),
                 scratch / WORKDIR,
             )
         found = score(started, validation)

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,20 @@ class Training:
             raise ValueError(f"learning_rate and max_grad_norm must be above 0, not {self.learning_rate}")
         if not 0 <= self.warmup_ratio < 1 or not 0 <= self.weight_decay < math.inf or self.seed < 0:
             raise ValueError("warmup_ratio must be in [0, 1), weight_decay and seed must not be negative")
+
+
+def training_of(stage: object, pad_id: int) -> Training:
+    """Take the loop's settings from a stage's fields of the same names; without `patience` it never stops early.
+
+    Args:
+        stage: a dataclass instance that has at least `epochs`.
+        pad_id: what `input_ids` are padded with.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    own = {each.name: getattr(stage, each.name) for each in fields(Training) if hasattr(stage, each.name)}
+    return Training(**{"patience": own["epochs"], **own, "pad_id": pad_id})
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,13 @@ def test_a_narrower_student_is_projected_and_the_projection_starts_at_the_dimens
     assert all(parameter.grad is not None for parameter in wrapped.parameters())
 
 
+def test_a_padded_vocabulary_is_projected_by_the_pieces_that_both_have(bert, reviews):
+    _, teacher, _ = opened(bert, reviews)
+    student = keep_layers(teacher, [0])
+    student.model.resize_token_embeddings(len(families.word_embeddings(teacher.model)) + 3)
+    assert torch.allclose(best_projection(student.model, teacher.model), torch.eye(32), atol=1e-4)
+
+
 def test_layers_are_matched_at_the_same_depth_and_the_last_with_the_last():
     assert matching_layers(3, 6) == ((1, 2), (2, 4), (3, 6))
     assert matching_layers(1, 6) == ((1, 6),)
