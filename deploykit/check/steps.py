@@ -29,7 +29,7 @@ from deploykit.compress import waterfall
 from deploykit.data import read_split
 from deploykit.errors import ArtifactError
 from deploykit.evidence import Evidence, subject_of
-from deploykit.export.export import Export
+from deploykit.export.write import Target, write_model
 from deploykit.runtime.model_info import GRAPH, Provider
 from deploykit.runtime.tasks import decoder_of
 
@@ -92,7 +92,7 @@ class Steps:
     def _exported(self, source: Artifact, folder: Path) -> Path:
         path = folder / source.digest
         path.mkdir()
-        Export(provider=self.provider).write(checkpoint.load(source), path)
+        write_model(checkpoint.load(source), path, Target(self.provider))
         return path
 
     def _samples(self, systems: Mapping[str, Predict], rows: Sequence[Row]) -> dict[str, list[Milliseconds]]:
