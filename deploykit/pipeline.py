@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploykit import artifact, commands, evidence
+from deploykit import artifact, commands, evidence, processes
 from deploykit.artifact import Artifact
 from deploykit.check.bench import Scenario
 from deploykit.check.steps import Steps
@@ -66,7 +66,9 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
     Raises:
         GateFailed: validation failed; the evidence is in `out/validation`.
         InconclusiveError: validation could not tell.
+        UsageError: several processes were started to do it.
     """
+    processes.require_one("deploykit run")
     steps = PipelineSteps(pipeline, out, say, force)
     original = steps.checkpoint()
     compressed = steps.compressed(original)

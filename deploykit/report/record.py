@@ -24,7 +24,8 @@ steps       [{as in waterfall, p50_ms, throughput_per_s (each with _low, _high),
             {value, low, high} against the first, size_bytes, memory_bytes}]: PyTorch, the original, every stage
 search      null, or what the search that chose the head found: {metric, split, budget: {max_drop, target_ms},
             original: {metric, ms, num_bytes}, best: {trial, verdict, reason}, failed: [{trial, reason}], points:
-            [{trial, metric, drop, drop_low, drop_high, ms, ms_low, ms_high, num_bytes, front, within, recipe, words}]}
+            [{trial, metric, drop, drop_low, drop_high, drop_upper, ms, ms_low, ms_high, num_bytes, front,
+            within, recipe, words}]}
 """
 
 import dataclasses

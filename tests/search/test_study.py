@@ -23,6 +23,7 @@ NARROWING = Narrowing(
     {
         "distil": {"layers": (0, 1), "epochs": (1,), "learning_rate": (1e-3,)},
         "prune": {"heads": (0, 0.5), "ffn": (0,), "epochs": (0,)},
+        "prune-post-training": {"speedup": (0,)},
         "train-quantized": {"epochs": (0,)},
     }
 )
@@ -41,7 +42,7 @@ def opened(out: Path, space: Space = SPACE, **identity: Any) -> Storage:
 
 
 def outcome(drop: float, pace: float) -> Outcome:
-    return Outcome(0.9 - drop, drop, drop - 0.01, drop + 0.01, pace, pace, pace, 100)
+    return Outcome(0.9 - drop, drop, drop - 0.01, drop + 0.01, drop, pace, pace, pace, 100)
 
 
 def verbs(given) -> tuple[str, ...]:
