@@ -90,7 +90,7 @@ def compress(
     reads = [(data, *_further(each)) for each in stages]
     if out.exists() and not force:
         existing = _finished(out, source, list(zip(stages, reads, strict=True)))
-        told = _tell(existing, told, tell)
+        _tell(existing, told, tell)
         for refused in existing.facts.get(worth.DROPPED, ())[len(source.facts.get(worth.DROPPED, ())) :]:
             tell({**refused, worth.DROPPED: refused["reason"]})
         return existing
@@ -98,7 +98,7 @@ def compress(
     for each, read in zip(stages, reads, strict=True):
         kept = cache_dir() / "stages" / stage.node_before(each, made, *read).origin
         result = _kept(each, (made, *read), kept)
-        refused = None if _is_judged_later(each) else worth.dropped(made, result, data)
+        refused = None if getattr(each, "judged_later", False) else worth.dropped(made, result, data)
         if refused is None:
             made = result
             told = _tell(made, told, tell)
@@ -160,10 +160,6 @@ def _tell_dropped(result: Artifact, told: int, refused: Mapping[str, Any], tell:
     for row in [*rows[told:], {**last, worth.DROPPED: refused["reason"]}]:
         tell(row)
     return len(rows)
-
-
-def _is_judged_later(each: Stage) -> bool:
-    return getattr(each, "judged_later", False)
 
 
 def _facts(made: Artifact, dropped: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from deploykit.artifact import Artifact
 from deploykit.compress.compress import Distil, Prune, Quantize
-from deploykit.errors import ResourceError, UsageError
+from deploykit.errors import GateFailed, ResourceError, UsageError
 from deploykit.evidence import Metric
 from deploykit.search import front, worker
 from deploykit.search.choose import Budget
@@ -117,9 +117,8 @@ def test_where_every_recipe_is_beyond_the_budget_the_nearest_stands_there_marked
     work(job.job, ignore)
     record = pareto(job.out)
     assert record["best"]["verdict"] == "fail"
-    assert (
-        "is the nearest: accuracy 0.8500 on validation, a drop of 0.0500, 0.01 is allowed" in record["best"]["reason"]
-    )
+    drop = "a drop of 0.0500, below 0.0500 with 95% confidence, 0.01 is allowed"
+    assert f"is the nearest: accuracy 0.8500 on validation, {drop}" in record["best"]["reason"]
     assert (job.out / "best").is_dir()
 
 
@@ -137,8 +136,9 @@ def test_without_any_time_there_is_still_one_trial(job):
     assert [point["trial"] for point in pareto(job.out)["points"]] == [0]
 
 
-def test_a_recipe_that_cannot_be_done_is_put_aside_with_its_reason(job):
-    job.planted["prune", "quantize"] = UsageError("prune.heads", expected="less", found="half", next_step="change it")
+@pytest.mark.parametrize("error", [GateFailed, UsageError])
+def test_a_recipe_that_cannot_be_done_is_put_aside_with_its_reason(job, error):
+    job.planted["prune", "quantize"] = error("prune.heads", expected="less", found="half", next_step="change it")
     work(job.job, ignore)
     record = pareto(job.out)
     assert len(record["points"]) == 3
