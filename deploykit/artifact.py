@@ -256,18 +256,19 @@ def seal(scratch: Path, out: Path, asked: Node, facts: Mapping[str, Any], *, rep
     return Artifact(out, node, files, finite(facts))
 
 
-def copy(artifact: Artifact, out: Path, *, replace: bool = False) -> Artifact:
-    """Copy a sealed folder to `out`, atomically, with the same digest."""
+def copy(artifact: Artifact, out: Path, *, facts: Mapping[str, Any] | None = None, replace: bool = False) -> Artifact:
+    """Seal a copy of an artifact, or of an adopted folder, at `out`: the same digest, and `facts` where given."""
     scratch = scratch_path(out, artifact.digest)
     with resources_mapped(out):
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            shutil.copytree(artifact.path, scratch)
-            publish(scratch, out, replace=replace)
+            for name in artifact.files:
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(artifact.path / name, scratch / name)
+            return seal(scratch, out, artifact.node, artifact.facts if facts is None else facts, replace=replace)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-    return Artifact(out, artifact.node, artifact.files, artifact.facts)
 
 
 def scratch_path(out: Path, origin: str) -> Path:

@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploykit import artifact, commands, evidence
+from deploykit import artifact, commands, evidence, processes
 from deploykit.artifact import Artifact
 from deploykit.check.bench import Scenario
 from deploykit.check.steps import Steps
 from deploykit.check.validate import Validate
 from deploykit.checkpoint import open_checkpoint
+from deploykit.compress import waterfall, worth
 from deploykit.data import open_dataset
 from deploykit.errors import GateFailed, InconclusiveError
 from deploykit.evidence import Evidence, Verdict
@@ -65,7 +66,9 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
     Raises:
         GateFailed: validation failed; the evidence is in `out/validation`.
         InconclusiveError: validation could not tell.
+        UsageError: several processes were started to do it.
     """
+    processes.require_one("deploykit run")
     steps = PipelineSteps(pipeline, out, say, force)
     original = steps.checkpoint()
     compressed = steps.compressed(original)
@@ -166,7 +169,7 @@ class PipelineSteps:
     def each_step(self, compressed: Artifact) -> Evidence | None:
         """Measure what each stage of compression gave, in turn with PyTorch and the original."""
         bench, export = self.pipeline.bench, self.pipeline.export
-        if bench is None or not self.pipeline.compress:
+        if bench is None or not waterfall.read(compressed.path):  # no stage, or every one was dropped
             return None
         self.say("bench: every step of compression, in turn")
         settings = Steps(export.provider, bench.split, threads=bench.threads, seed=bench.seed)
@@ -223,6 +226,9 @@ class PipelineSteps:
         return made
 
     def _row(self, row: Mapping[str, Any]) -> None:
+        if worth.DROPPED in row:
+            self.say(f"  {row[worth.DROPPED]}")
+            return
         size = f"{row['parameters'] / 1e6:.1f} M parameters, {row['num_bytes'] / 1e6:.1f} MB"
         self.say(f"  {row['stage']}: {row['metric']} {row['value']:.4f}, {size}")
 

@@ -6,6 +6,8 @@ torch is only loaded where there are several.
 import os
 from typing import Any
 
+from deploykit.errors import UsageError
+
 _LONGEST = 4096
 
 
@@ -22,6 +24,21 @@ def index() -> int:
 def is_first() -> bool:
     """Tell whether this is the process that writes and prints."""
     return index() == 0
+
+
+def require_one(command: str) -> None:
+    """Refuse a command that several processes would run side by side, each doing all of it.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if count() > 1:
+        raise UsageError(
+            command,
+            expected="one process",
+            found=f"{count()} of a launcher (WORLD_SIZE)",
+            next_step="start it without torchrun; finetune and compress are what train in several",
+        )
 
 
 def wait() -> None:

@@ -130,3 +130,16 @@ def test_a_number_that_json_cannot_say_is_refused_in_a_digest(value):
 
 def test_finite_replaces_what_json_cannot_say():
     assert artifact.finite({"a": [1.5, float("nan")], "b": (float("inf"),)}) == {"a": [1.5, None], "b": [None]}
+
+
+def test_a_copy_has_the_same_digest_whatever_its_facts_and_an_adopted_folder_is_sealed_by_it(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    (tmp_path / "mine" / "notes.pdf").write_text("no part of a checkpoint")
+    adopted = artifact.adopt(tmp_path / "mine", "checkpoint")
+    artifact.copy(adopted, tmp_path / "copy", facts={"dropped": ["distil"]})
+    found = artifact.verified(tmp_path / "copy")
+    assert (found.digest, found.facts) == (adopted.digest, {"dropped": ["distil"]})
+    artifact.copy(found, tmp_path / "again")
+    assert artifact.verified(tmp_path / "again").facts == found.facts
+    assert sorted(file.name for file in (tmp_path / "again").iterdir()) == ["config.json", "manifest.json"]

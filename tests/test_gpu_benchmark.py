@@ -30,7 +30,7 @@ def test_without_a_gpu_it_exits_4_with_one_line(
 
 
 def test_pytorchs_numbers_alone_are_no_result(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("deploykit.export.export._unusable", lambda *_: ["no driver"])
+    monkeypatch.setattr("deploykit.export.write._unusable", lambda *_: ["no driver"])
     with pytest.raises(EnvironmentMissing, match="ONNX Runtime to start on the GPU, found no driver"):
         gpu._exported(artifact.adopt(bert, "checkpoint"), tmp_path, {})
 

@@ -26,10 +26,11 @@ from deploykit.check.latency_tables import throughput_of
 from deploykit.check.memory import peak_bytes
 from deploykit.check.ratio import ratio_of_interleaved
 from deploykit.compress import waterfall
+from deploykit.compress.worth import DROPPED
 from deploykit.data import read_split
 from deploykit.errors import ArtifactError
 from deploykit.evidence import Evidence, subject_of
-from deploykit.export.export import Export
+from deploykit.export.write import Target, write_model
 from deploykit.runtime.model_info import GRAPH, Provider
 from deploykit.runtime.tasks import decoder_of
 
@@ -92,7 +93,7 @@ class Steps:
     def _exported(self, source: Artifact, folder: Path) -> Path:
         path = folder / source.digest
         path.mkdir()
-        Export(provider=self.provider).write(checkpoint.load(source), path)
+        write_model(checkpoint.load(source), path, Target(self.provider))
         return path
 
     def _samples(self, systems: Mapping[str, Predict], rows: Sequence[Row]) -> dict[str, list[Milliseconds]]:
@@ -151,6 +152,22 @@ def rows_of(
     return rows
 
 
+def slower(rows: Sequence[Mapping[str, Any]], single: Sequence[Milliseconds]) -> list[str]:
+    """Say which stages made one row take longer, measurably, than it did before them.
+
+    Args:
+        rows: PyTorch, the original, every stage.
+        single: of each milliseconds a row (N), measured in turn.
+    """
+    said = []
+    for row, before_N, own_N in zip(rows[2:], single[1:], single[2:], strict=False):
+        ratio = ratio_of_interleaved(own_N, before_N, 0.5)
+        if ratio.low is not None and ratio.low > 1:
+            interval = f"95% {ratio.low:.3g} to {ratio.high:.3g}"
+            said.append(f"after {row['stage']} a row takes {ratio.value:.3g} times as long as before it ({interval})")
+    return said
+
+
 def _in_pytorch(original: Artifact, settings: Steps) -> Predict:
     opened = checkpoint.load(original)
     opened.model.set_attn_implementation("sdpa")
@@ -181,6 +198,7 @@ def _written(
 ) -> Mapping[str, Any]:
     """Write the evidence and every raw sample (`single.0.npy`, milliseconds (N); PyTorch is 0)."""
     dataset, last = sources
+    dropped = list(last.facts.get(DROPPED, ()))
     found = Evidence(
         measure="steps",
         subject=subject_of(last),
@@ -191,7 +209,8 @@ def _written(
         environment_key=environment.key(),
         data=subject_of(dataset),
         split=settings.split,
-        details={"steps": list(rows)},
+        warnings=(*(refused["reason"] for refused in dropped), *slower(rows, samples["single"])),
+        details={"steps": list(rows), "dropped": dropped},
     )
     evidence.write(found, scratch)
     for scenario, systems in samples.items():

@@ -21,6 +21,7 @@ from deploykit.check.parity import TOLERANCES
 from deploykit.check.provider import encoded_truth
 from deploykit.checkpoint import num_parameters
 from deploykit.compress import waterfall
+from deploykit.compress.worth import DROPPED
 from deploykit.evidence import Evidence, Gate, Metric, subject_of
 from deploykit.runtime.model_info import GRAPH
 from deploykit.tasks import Score
@@ -82,6 +83,7 @@ class Validate:
             "invariance": asdict(invariance),
             "provider": truth,
             "waterfall": waterfall.read(case.own.path),
+            "dropped": list(case.own.facts.get(DROPPED, ())),
             "size_bytes": _size_bytes(case.exported),
             "parameters": num_parameters(case.source.model),
         }
@@ -210,7 +212,7 @@ def _metrics(score: Score, size_bytes: int) -> tuple[Metric, ...]:
 
 def _warnings(case: Case, details: Mapping[str, Any]) -> list[str]:
     table, invariance = details["accuracy"], details["invariance"]
-    found = []
+    found = [refused["reason"] for refused in details["dropped"]]
     if table["drop"] <= table["max_drop"] < table["upper"]:
         found.append(
             f"{table['n']} rows cannot rule out a drop of {table['upper']:.3f}; use more rows, or require_significance"

@@ -81,7 +81,11 @@ def compress(
 
     stages = load_recipe(recipe)
     made = commands.compress(checkpoint, stages, data=data, out=out, unlabeled=unlabeled, force=force, on_row=_say_row)
-    return emit(result_of(made), [output.waterfall_table(waterfall.read(made.path))], as_json=json)
+    return emit(
+        result_of(made),
+        [output.waterfall_table(waterfall.read(made.path), made.facts.get("dropped", ()))],
+        as_json=json,
+    )
 
 
 @app.command()
@@ -295,5 +299,8 @@ def _say(line: str) -> None:
 
 
 def _say_row(row: Any) -> None:
+    if "dropped" in row:
+        _say(row["dropped"])
+        return
     value = f"{row['metric']} {row['value']:.4f}, {row['parameters'] / 1e6:.1f} M parameters"
     _say(f"{row['stage']}: {value}, {row['num_bytes'] / 1e6:.1f} MB")

@@ -25,7 +25,7 @@ def tables(line: Line, out: Path) -> list[RenderableType]:
     """Draw the waterfall, the comparison with the original, the report's gates and its place."""
     shown: list[RenderableType] = []
     if waterfall := line.validation.details["waterfall"]:
-        shown += [waterfall_table(waterfall), ""]
+        shown += [waterfall_table(waterfall, line.validation.details.get("dropped", ())), ""]
     if line.steps:
         shown += [steps_table(line.steps.details["steps"]), ""]
     shown += [_comparison(line), ""]

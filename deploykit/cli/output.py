@@ -80,12 +80,12 @@ def gates_table(gates: Iterable[Gate]) -> Table:
     return table
 
 
-def waterfall_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """Draw the waterfall: metric, parameters and bytes after each stage."""
+def waterfall_table(rows: Iterable[Mapping[str, Any]], dropped: Iterable[Mapping[str, Any]] = ()) -> Table:
+    """Draw the waterfall: metric, parameters and bytes after each stage; last the stages that were dropped."""
     table = Table("stage", box=None, pad_edge=False, header_style="dim")
     for title in ("metric", "value", "95% interval", "parameters", "size"):
         table.add_column(title, justify="right")
-    for row in rows:
+    for row in [*rows, *({**row, "stage": f"{row['stage']}, dropped"} for row in dropped)]:
         size, count = f"{row['num_bytes'] / 1e6:.1f} MB", f"{row['parameters'] / 1e6:.1f} M"
         table.add_row(row["stage"], row["metric"], f"{row['value']:.4f}", _interval(row), count, size)
     return table

@@ -15,9 +15,9 @@ from deploykit.search.study import FILE as STUDY
 
 
 def result_of(found: Found, out: Path) -> Result:
-    """Make the one object of `--json`: the best model; a failing one says in the warnings what is nearest."""
+    """Make the one object of `--json`: the best model; one that did not pass says in the warnings what is nearest."""
     metrics = tuple(dataclasses.asdict(metric) for metric in found.metrics)
-    failed = tuple(gate.reason for gate in found.gates if gate.verdict == "fail")
+    failed = tuple(gate.reason for gate in found.gates if gate.verdict != "pass")
     path = str(out / BEST / found.model.path.name)
     return Result(path, found.model.digest, found.verdict, metrics, (*failed, *found.warnings))
 

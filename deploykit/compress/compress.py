@@ -12,7 +12,7 @@ from filelock import FileLock
 from deploykit import artifact, processes, stage
 from deploykit.artifact import Artifact, Node
 from deploykit.checkpoint import open_checkpoint
-from deploykit.compress import waterfall
+from deploykit.compress import waterfall, worth
 from deploykit.compress.distil import Distil
 from deploykit.compress.prune import Prune
 from deploykit.compress.prune_post_training import PrunePostTraining
@@ -66,7 +66,9 @@ def compress(
     """Run `stages` one after the other on a checkpoint and put the last result at `out`.
 
     Every stage's result is kept in the cache under its origin, so a stopped run goes on where it was and recipes with
-    the same beginning share it.
+    the same beginning share it. A step that is not worth it (see `worth`) is dropped: the next one goes on from the
+    checkpoint before it, and the result's fact `dropped` tells what was measured. Where all are, the result is the
+    checkpoint as it was.
 
     Args:
         source: the checkpoint.
@@ -74,7 +76,8 @@ def compress(
         stages: at least one, in order; a quantization comes last. Rows that a stage reads further are opened here.
         out: a new folder, or the same finished artifact.
         force: replace what is at `out`.
-        on_row: sees each row of the waterfall as it comes, the original's first.
+        on_row: sees each row of the waterfall as it comes, the original's first. The row of a step that is dropped has
+            a further field `dropped`, which says why.
 
     Raises:
         UsageError: the stages make no sense in this order.
@@ -88,14 +91,22 @@ def compress(
     if out.exists() and not force:
         existing = _finished(out, source, list(zip(stages, reads, strict=True)))
         _tell(existing, told, tell)
+        for refused in existing.facts.get(worth.DROPPED, ())[len(source.facts.get(worth.DROPPED, ())) :]:
+            tell({**refused, worth.DROPPED: refused["reason"]})
         return existing
-    made = source
+    made, dropped = source, list(source.facts.get(worth.DROPPED, ()))
     for each, read in zip(stages, reads, strict=True):
         kept = cache_dir() / "stages" / stage.node_before(each, made, *read).origin
-        made = _kept(each, (made, *read), kept)
-        told = _tell(made, told, tell)
+        result = _kept(each, (made, *read), kept)
+        refused = None if getattr(each, "judged_later", False) else worth.dropped(made, result, data)
+        if refused is None:
+            made = result
+            told = _tell(made, told, tell)
+        else:
+            dropped.append(refused)
+            told = _tell_dropped(result, told, refused, tell)
     if processes.is_first():
-        artifact.copy(made, out, replace=force)
+        artifact.copy(made, out, facts=_facts(made, dropped), replace=force)
     processes.wait()
     return artifact.read(out)
 
@@ -143,6 +154,22 @@ def _tell(made: Artifact, told: int, tell: OnRow) -> int:
     return len(rows)
 
 
+def _tell_dropped(result: Artifact, told: int, refused: Mapping[str, Any], tell: OnRow) -> int:
+    """Hand on the rows before a dropped step that are new, and then its own; return how many stay."""
+    *rows, last = waterfall.read(result.path)
+    for row in [*rows[told:], {**last, worth.DROPPED: refused["reason"]}]:
+        tell(row)
+    return len(rows)
+
+
+def _facts(made: Artifact, dropped: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Add the dropped steps to a result's facts, which no digest covers."""
+    if not dropped:
+        return made.facts
+    said = [*made.facts.get("warnings", ()), *(refused["reason"] for refused in dropped)]
+    return {**made.facts, worth.DROPPED: list(dropped), "warnings": list(dict.fromkeys(said))}
+
+
 def _ignore(_row: Mapping[str, Any]) -> None:
     pass
 
@@ -163,17 +190,23 @@ def _finished(out: Path, source: Artifact, steps: Sequence[Step]) -> Artifact:
     """Return what is at `out` if it is the finished result of the same work, byte for byte."""
     if artifact.is_sealed(out):
         existing = artifact.read(out)
-        if _came_from(existing.node, source, steps) and not artifact.verify(existing):
+        if _came_from(existing, source, steps) and not artifact.verify(existing):
             return existing
     raise OutputExists(
         out, expected="a new folder", found="an existing one", next_step="choose another --out or pass --force"
     )
 
 
-def _came_from(node: Node, source: Artifact, steps: Sequence[Step]) -> bool:
-    for each, read in reversed(steps):
-        asked = (each.verb, stage.settings_of(each), [data.digest for data in read])
-        if (node.stage, dict(node.settings), [parent.digest for parent in node.parents[1:]]) != asked:
-            return False
-        node = node.parents[0]
-    return node.digest == source.digest
+def _came_from(existing: Artifact, source: Artifact, steps: Sequence[Step]) -> bool:
+    """Follow the steps from the source: each made a checkpoint on the way to `existing`, or was dropped."""
+    made = {node.origin: node for node in existing.node.ancestors()}
+    dropped = {refused["origin"] for refused in existing.facts.get(worth.DROPPED, ())}
+    node = source.node
+    for each, read in steps:
+        parents = (node, *(data.node for data in read))
+        origin = Node(each.makes, each.verb, stage.settings_of(each), parents, "").origin
+        if origin not in dropped:
+            if origin not in made:
+                return False
+            node = made[origin]
+    return node.digest == existing.digest

@@ -25,7 +25,7 @@ from deploykit.checkpoint import Checkpoint
 from deploykit.compress.first_token import reads_first_token
 from deploykit.compress.latency_table import TOLERANCE, LatencyTable, fitted, plan
 from deploykit.compress.slicing import slice_parts
-from deploykit.export.export import Export
+from deploykit.export.write import Target, write_model
 from deploykit.families import Structure
 from deploykit.runtime.batching import pad
 from deploykit.runtime.model import Model
@@ -121,7 +121,7 @@ def _exported(checkpoint: Checkpoint, structure: Structure, under: Conditions, f
     getattr(probe.model, family.backbone).set_submodule(family.layers, nn.ModuleList(layers))
     setattr(probe.model.config, family.num_layers, len(layers))
     slice_parts(probe.model, [np.arange(count) for count in structure.heads], [np.arange(w) for w in structure.ffn])
-    Export(provider="cpu", precision=under.precision).write(probe, folder)
+    write_model(probe, folder, Target("cpu", under.precision))
     model = Model.open(folder, threads=under.threads)
     shutil.rmtree(folder)
     return model

@@ -62,7 +62,7 @@ class PruneVocabulary:
         """Write the checkpoint with the smaller vocabulary, and `vocabulary.json`.
 
         Raises:
-            UsageError: nothing would go, `size` is too small, or the checkpoint is quantized.
+            UsageError: nothing would go by `size`, it is too small, or the checkpoint is quantized.
             CheckpointError: the tokenizer is of a kind that is not known.
         """
         source, data = sources
@@ -81,7 +81,7 @@ class PruneVocabulary:
         return waterfall.add(made, rows_before, replace(row, warnings=told), scratch)
 
     def _kept(self, before: Checkpoint, encodings: Sequence[Encoding]) -> set[str]:
-        """Choose the pieces that stay."""
+        """Choose the pieces that stay; where the rows use them all, `compress` drops the step."""
         tokenizer = checkpoint.tokenizer_json(before)
         ids, counts = vocabulary.ids_of(tokenizer), Counter(index for row in encodings for index in row.ids)
         ranked = sorted(ids, key=lambda piece: (-counts[ids[piece]], ids[piece]))
@@ -89,12 +89,12 @@ class PruneVocabulary:
             ranked = [piece for piece in ranked if counts[ids[piece]] >= (self.min_count or 1)]
         always = vocabulary.required(tokenizer) | _named(before, ids)
         kept = vocabulary.choose(ranked, always, vocabulary.needs(tokenizer), self.size or len(ids))
-        if len(kept) == len(ids):
+        if len(kept) == len(ids) and self.size is not None:
             raise UsageError(
                 self.verb,
                 expected="a piece to remove",
                 found=f"all {len(ids)} kept",
-                next_step="give a smaller size or a higher min_count, or leave the stage out",
+                next_step="give a smaller size, or leave the stage out",
             )
         return kept
 

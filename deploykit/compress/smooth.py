@@ -48,6 +48,8 @@ class Smooth:
     reads: ClassVar[tuple[Kind, ...]] = ("checkpoint", "dataset")
     makes: ClassVar[Kind] = "checkpoint"
     resumes: ClassVar[bool] = False
+    judged_later: ClassVar[bool] = True
+    """`compress` does not ask whether it was worth it: in float nothing changes, `quantize` has the gain."""
 
     def __post_init__(self) -> None:
         """Check the values.

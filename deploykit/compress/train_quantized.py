@@ -50,6 +50,8 @@ class TrainQuantized:
     reads: ClassVar[tuple[Kind, ...]] = ("checkpoint", "dataset")
     makes: ClassVar[Kind] = "checkpoint"
     resumes: ClassVar[bool] = True
+    judged_later: ClassVar[bool] = True
+    """`compress` does not ask whether it was worth it: the size stays, and `quantize` has the gain in accuracy."""
 
     def __post_init__(self) -> None:
         """Check the values.

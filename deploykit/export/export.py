@@ -4,33 +4,14 @@ Nothing is decided here: the quantization is the checkpoint's, and its fake-quan
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import onnx
-import onnx_ir as ir
-
-from deploykit import checkpoint, families
+from deploykit import checkpoint
 from deploykit.artifact import Artifact, Kind
-from deploykit.checkpoint import Checkpoint, Quantization, input_names
-from deploykit.compress.fake_quant import decide, decide_int4
-from deploykit.compress.first_token import keep_first_token
-from deploykit.compress.half import to_half
-from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
-from deploykit.evidence import Metric
-from deploykit.export import fuse, lower_int8, lowering, operators
-from deploykit.export.lower_embeddings import quantize_rows
-from deploykit.export.provider_options import Limits, provider_options
-from deploykit.export.trace import OUTPUT, trace
-from deploykit.runtime import model_info
-from deploykit.runtime.model_info import ModelInfo, Precision, Provider
-from deploykit.runtime.session import open_session
-
-_PRECISIONS = {"cpu": ("fp32", "int8", "int4"), "cuda": ("fp32", "fp16"), "tensorrt": ("fp32", "fp16")}
-_ATTENTION = {"cpu": operators.MASKED_ROWS, "cuda": operators.ROW_LENGTHS, "tensorrt": "eager"}
-"""TensorRT knows ONNX's own operators only, and fuses attention itself."""
-_DEFAULT_MAX_BATCH = 32
+from deploykit.export.write import EXTERNAL_DATA_BYTES, PRECISIONS, Target, refused, write_model
+from deploykit.runtime.model_info import Precision, Provider
 
 
 @dataclass(frozen=True)
@@ -42,7 +23,7 @@ class Export:
     """None: what the checkpoint's quantization says, else fp32. fp32 and fp16 leave a decision for fewer bits aside."""
     max_batch: int | None = None
     """TensorRT only: the largest batch that an engine is built for; 32 if not given."""
-    external_data_bytes: int = 1_500_000_000
+    external_data_bytes: int = EXTERNAL_DATA_BYTES
     """Weights larger than this go to `model.onnx.data`; protobuf itself ends at 2 GB."""
 
     verb: ClassVar[str] = "export"
@@ -52,132 +33,13 @@ class Export:
 
     def __post_init__(self) -> None:
         """Refuse a combination that no kernel runs, and a setting without effect."""
-        allowed = _PRECISIONS[self.provider]
+        allowed = PRECISIONS[self.provider]
         if self.precision is not None and self.precision not in allowed:
-            raise _refused("precision", f"{' or '.join(allowed)} for provider {self.provider}", self.precision)
+            raise refused("precision", f"{' or '.join(allowed)} for provider {self.provider}", self.precision)
         if self.max_batch is not None and (self.provider != "tensorrt" or self.max_batch < 1):
-            raise _refused("max_batch", "a positive number, with provider tensorrt only", self.max_batch)
+            raise refused("max_batch", "a positive number, with provider tensorrt only", self.max_batch)
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write `model.onnx`, `tokenizer.json` and `deploykit.json`."""
-        return self.write(checkpoint.load(sources[0]), scratch)
-
-    def write(self, source: Checkpoint, folder: Path) -> Mapping[str, Any]:
-        """Write a loaded checkpoint as a model that the runtime opens; its PyTorch model is rewritten on the way."""
-        precision = self._precision_for(source)
-        quantization = _decision(source, precision) if precision in ("int8", "int4") else None
-        graph, expected = _lowered(source, quantization, self.provider, precision)
-        found = fuse.count(graph)
-        fuse.require_fusions(found, expected, source.path)
-        _save(graph, folder, self.external_data_bytes)
-        info = self._info(source, precision, quantization)
-        fusions = {
-            "found": {name: found.get(name, 0) for name in expected},
-            "layers": len(families.layer_list(source.model)),
-        }
-        model_info.write(replace(info, fusions=fusions), folder)
-        checkpoint.save_tokenizer(source, folder)
-        size = sum(file.stat().st_size for file in folder.glob(f"{model_info.GRAPH}*"))
-        return {
-            "metrics": [asdict(Metric("size_bytes", size, "bytes", "lower"))],
-            "precision": precision,
-            "operators": found,
-            "warnings": _unusable(folder, info),
-        }
-
-    def _precision_for(self, source: Checkpoint) -> str:
-        if self.precision is not None:
-            return self.precision
-        if source.spec.quantization is None:
-            return "fp32"
-        decided = precision_of(source.spec.quantization)
-        if decided not in _PRECISIONS[self.provider]:
-            found = f"{source.spec.quantization.scheme} in the checkpoint"
-            raise _refused("precision", f"{' or '.join(_PRECISIONS[self.provider])} for {self.provider}", found)
-        return decided
-
-    def _info(self, source: Checkpoint, precision: str, quantization: Quantization | None) -> ModelInfo:
-        names, limits = input_names(source.model), Limits(self.max_batch or _DEFAULT_MAX_BATCH, source.spec.max_length)
-        return ModelInfo(
-            task=source.spec.task,
-            labels=source.labels,
-            max_length=source.spec.max_length,
-            pad_id=source.spec.pad_id,
-            inputs=names,
-            outputs=(OUTPUT,),
-            provider=self.provider,
-            precision=precision,
-            provider_options=provider_options(self.provider, precision, names, limits),
-            quantization=asdict(quantization) if quantization else None,
-        )
-
-
-def _refused(setting: str, expected: str, found: object) -> UsageError:
-    return UsageError(f"export.{setting}", expected=expected, found=str(found), next_step="change the setting")
-
-
-def precision_of(quantization: Quantization) -> Precision:
-    """Return the precision that a decision is lowered to."""
-    match quantization.scheme:
-        case "int4" | "fp16":
-            return quantization.scheme
-        case _:
-            return "int8"
-
-
-def _decision(source: Checkpoint, precision: str) -> Quantization:
-    """Return the checkpoint's decision; without one, the default of `quantize` at that precision."""
-    decided = source.spec.quantization
-    if decided is None:
-        return decide(source.model) if precision == "int8" else decide_int4(source.model)
-    if precision_of(decided) != precision:
-        raise _refused("precision", f"{precision_of(decided)} or a float one, as the checkpoint decides", precision)
-    return decided
-
-
-def _lowered(
-    source: Checkpoint, quantization: Quantization | None, provider: str, precision: str
-) -> tuple[ir.Model, dict[str, int]]:
-    """Lower a checkpoint's model, rewriting it; return the graph and how often each kernel must be there."""
-    model = source.model
-    layers = len(families.layer_list(model))
-    expected = {"Softmax" if provider == "tensorrt" else "MultiHeadAttention": layers}
-    expected["LayerNormalization"] = 2 * layers + 1
-    keep_first_token(model)
-    if quantization is not None:
-        expected |= lowering.prepare(model, quantization)
-        quantize_rows(model, quantization)
-    if precision == "fp16":
-        decided = source.spec.quantization
-        to_half(model, decided.keep_float if decided and decided.scheme == "fp16" else ())
-    graph = trace(model, input_names(model), _ATTENTION[provider])
-    fuse.fuse_attention(graph)
-    lowering.lower(graph)
-    fuse.clean(graph)
-    if joined := lower_int8.join_attention(graph):
-        expected["MultiHeadAttention"] -= joined
-        expected |= {lower_int8.ATTENTION: joined, lower_int8.PRODUCT: expected[lower_int8.PRODUCT] - 3 * joined}
-        fuse.clean(graph)
-    return graph, expected
-
-
-def _save(graph: ir.Model, folder: Path, external_data_bytes: int) -> None:
-    """Write the graph, its weights beside it where they are large, and have ONNX check what was written."""
-    path = folder / model_info.GRAPH
-    num_bytes = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    ir.save(graph, path, external_data=f"{path.name}.data" if num_bytes > external_data_bytes else None)
-    try:
-        onnx.checker.check_model(path)
-    except onnx.checker.ValidationError as error:
-        raise DeploykitError(
-            path, expected="a valid ONNX model", found=str(error), next_step="report this bug"
-        ) from error
-
-
-def _unusable(folder: Path, info: ModelInfo) -> list[str]:
-    """Open the model where it will run; say so where this machine cannot run it."""
-    try:
-        open_session(folder / model_info.GRAPH, provider=info.provider, options=info.provider_options)
-    except EnvironmentMissing as error:
-        return [f"exported, but not runnable here: {error}"]
-    return []
+        target = Target(self.provider, self.precision, self.max_batch, self.external_data_bytes)
+        return write_model(checkpoint.load(sources[0]), scratch, target)

@@ -21,6 +21,7 @@ def markdown(record: Record) -> str:
         *_latency(record["latency"]),
         *_accuracy(record["accuracy"]),
         *_waterfall(record["waterfall"]),
+        *_dropped(record["dropped"]),
         *_steps(record["steps"]),
         *_search(record["search"]),
         *_checks(record["checks"]),
@@ -77,6 +78,26 @@ def _waterfall(rows: Sequence[Record]) -> list[str]:
         return []
     titles = ("stage", "metric", ">value", ">95% interval", ">size", ">parameters")
     return ["## Compression", _table(titles, [_stage(row) for row in rows])]
+
+
+def _dropped(rows: Sequence[Record]) -> list[str]:
+    if not rows:
+        return []
+    titles = ("step", ">gain in metric", ">95% interval", ">x as fast", ">95% interval", ">size before", ">size")
+    return ["### Dropped: neither smaller, better nor faster", _table(titles, [_dropped_step(row) for row in rows])]
+
+
+def _dropped_step(row: Record) -> tuple[str, ...]:
+    gain, speedup = row["gain"], row["speedup"]
+    return (
+        row["stage"],
+        wording.points(gain["value"]),
+        wording.interval(gain["low"], gain["high"], wording.points),
+        wording.ratio(speedup["value"]),
+        wording.interval(speedup["low"], speedup["high"], wording.ratio),
+        wording.size(row["num_bytes_before"]),
+        wording.size(row["num_bytes"]),
+    )
 
 
 def _steps(rows: Sequence[Record]) -> list[str]:

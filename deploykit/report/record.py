@@ -18,11 +18,14 @@ accuracy    [{data, metric, n, original, baseline, head, drop, low, high, max_dr
             slices: [{field, value, n, original, baseline, head}]}]
 checks      [{side, data, gates, parity, invariance, provider}]: what each validation found by itself
 waterfall   [{stage, metric, value, low, high, n, parameters, num_bytes, settings}] of the head
+dropped     [{as in waterfall, num_bytes_before, gain, speedup: {value, low, high} against the step before, origin,
+            environment_key, processor, reason}]: stages of the head that were not worth it
 steps       [{as in waterfall, p50_ms, throughput_per_s (each with _low, _high), single_speedup, offline_speedup:
             {value, low, high} against the first, size_bytes, memory_bytes}]: PyTorch, the original, every stage
 search      null, or what the search that chose the head found: {metric, split, budget: {max_drop, target_ms},
             original: {metric, ms, num_bytes}, best: {trial, verdict, reason}, failed: [{trial, reason}], points:
-            [{trial, metric, drop, drop_low, drop_high, ms, ms_low, ms_high, num_bytes, front, within, recipe, words}]}
+            [{trial, metric, drop, drop_low, drop_high, drop_upper, ms, ms_low, ms_high, num_bytes, front,
+            within, recipe, words}]}
 """
 
 import dataclasses
@@ -71,6 +74,7 @@ def record_of(head: Side, base: Side, compared: Comparison, settings: ReportSett
         "waterfall": next(
             (rows for piece in head.validations if (rows := piece.evidence.details.get("waterfall"))), []
         ),
+        "dropped": next((rows for piece in head.validations if (rows := piece.evidence.details.get("dropped"))), []),
         "steps": list(head.steps),
         "search": head.search.evidence.details if head.search else None,
     }

@@ -7,8 +7,9 @@
 
 pareto.json:
     format, metric, split, budget {max_drop, target_ms}, original {metric, ms, num_bytes}
-    best     {trial, verdict (pass or fail), reason}
-    points   [{trial, metric, drop, drop_low, drop_high, ms, ms_low, ms_high, num_bytes, front, within, recipe, words}]
+    best     {trial, verdict (pass, fail or inconclusive), reason}
+    points   [{trial, metric, drop, drop_low, drop_high, drop_upper, ms, ms_low, ms_high, num_bytes, front, within,
+             recipe, words}]
     failed   [{trial, reason}]
     final    null, or [{trial, pace, pace_low, pace_high}]: the finalists' time over the original's, measured in turn
 """
@@ -19,14 +20,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deploykit import artifact
-from deploykit.evidence import Gate
+from deploykit import artifact, evidence
+from deploykit.evidence import Gate, Verdict
 from deploykit.recipe import in_words, stages_of
-from deploykit.search.choose import Budget, Point, front, ranked
+from deploykit.search.choose import Budget, Point, candidates, front, ranked
 from deploykit.search.study import Storage, Tried
 from deploykit.search.trial import MODEL, Subject, carry_out
 
-FORMAT = 1
+FORMAT = 2
 FILE, BEST = "pareto.json", "best"
 
 
@@ -37,7 +38,7 @@ def publish(storage: Storage, subject: Subject, budget: Budget) -> Point:
     best = ranked(points, budget)[0]
     restore(storage.out, subject, [found for found in tried if found.point == best])
     write(storage.out, record_of(storage, subject, budget, best), best)
-    kept = {best.trial} | {point.trial for point in front(points) if budget.excess(point)[0] == 0}
+    kept = {best.trial} | {point.trial for point in candidates(points, budget)}
     for point in points:
         if point.trial not in kept:
             shutil.rmtree(folder_of(storage.out, point.trial), ignore_errors=True)
@@ -69,7 +70,7 @@ def record_of(storage: Storage, subject: Subject, budget: Budget, best: Point) -
     shown = {point.trial for point in front([found.point for found in tried])}
     metric = subject.score.metrics[0]
     gates = gates_of(best, budget, metric.name)
-    reasons = [gate.reason for gate in gates if gate.verdict == "fail"] or [gate.reason for gate in gates]
+    reasons = [gate.reason for gate in gates if gate.verdict != "pass"] or [gate.reason for gate in gates]
     return {
         "format": FORMAT,
         "metric": metric.name,
@@ -78,7 +79,7 @@ def record_of(storage: Storage, subject: Subject, budget: Budget, best: Point) -
         "original": {"metric": metric.value, "ms": storage.original_ms, "num_bytes": _size_of(subject)},
         "best": {
             "trial": best.trial,
-            "verdict": "pass" if budget.met(best) else "fail",
+            "verdict": evidence.overall(gates),
             "reason": "; ".join(reasons),
         },
         "points": [_row(found, storage.original_ms, budget, front=found.point.trial in shown) for found in tried],
@@ -88,13 +89,13 @@ def record_of(storage: Storage, subject: Subject, budget: Budget, best: Point) -
 
 
 def gates_of(best: Point, budget: Budget, metric: str) -> list[Gate]:
-    """Judge the best by the budget, on the validation rows."""
+    """Judge the best by the budget, on the validation rows; a drop whose bound alone is beyond is inconclusive."""
     lost, slow = budget.excess(best)
     nearest = f"trial {best.trial} is the nearest: " if lost or slow else f"trial {best.trial}: "
-    reason = (
-        f"{nearest}{metric} {best.metric:.4f} on validation, a drop of {best.drop:.4f}, {budget.max_drop:g} is allowed"
-    )
-    gates = [Gate("budget", best.drop, budget.max_drop, "lower", "fail" if lost else "pass", reason)]
+    drop = f"a drop of {best.drop:.4f}, below {best.drop_upper:.4f} with 95% confidence"
+    reason = f"{nearest}{metric} {best.metric:.4f} on validation, {drop}, {budget.max_drop:g} is allowed"
+    verdict: Verdict = "pass" if not lost else "fail" if budget.lost(best) else "inconclusive"
+    gates = [Gate("budget", best.drop_upper, budget.max_drop, "lower", verdict, reason)]
     if budget.target_ms is not None:
         reason = f"{nearest}{best.ms:.3g} ms a row, {budget.target_ms:g} is allowed"
         gates.append(Gate("latency", best.ms, budget.target_ms, "lower", "fail" if slow else "pass", reason))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from deploykit import artifact, checkpoint, environment, evidence, families, stage
+from deploykit import artifact, checkpoint, environment, evidence, families, processes, stage
 from deploykit.artifact import Artifact
 from deploykit.check.bench import Bench
 from deploykit.check.ratio import percentile
@@ -28,7 +28,7 @@ from deploykit.pipeline import PipelineSteps
 from deploykit.recipe import Pipeline
 from deploykit.search import confirm
 from deploykit.search.choose import Budget, Point
-from deploykit.search.front import BEST, FILE, gates_of, record_of, write
+from deploykit.search.front import BEST, FILE, FORMAT, gates_of, record_of, write
 from deploykit.search.settings import SearchSettings
 from deploykit.search.space import Facts, space_of
 from deploykit.search.study import open_storage
@@ -64,9 +64,10 @@ def search(pipeline: Pipeline, out: Path, settings: SearchSettings, *, say: Say)
 
     Raises:
         OutputExists: `out` holds something else.
-        UsageError: `out` holds a search under other conditions.
+        UsageError: `out` holds a search under other conditions, or several processes were started to do it.
         DeploykitError: whatever is not the fault of one recipe.
     """
+    processes.require_one("deploykit search")
     until = time.time() + 60 * settings.minutes if settings.minutes else None
     _claim(out)
     with _threads(settings.workers):
@@ -92,6 +93,7 @@ def _prepared(pipeline: Pipeline, out: Path, settings: SearchSettings, until: fl
     facts = Facts(depth, pipeline.export.provider, pipeline.export.precision)
     space = space_of(facts, pipeline.compress, pipeline.search)
     identity = {
+        "format": FORMAT,
         "checkpoint": subject.checkpoint.digest,
         "data": subject.data.digest,
         "export": stage.settings_of(pipeline.export),

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploykit import settings
-from deploykit.compress.compress import Distil, Prune, PruneVocabulary, Quantize, Smooth, TrainQuantized
+from deploykit.compress.compress import (
+    Distil,
+    Prune,
+    PrunePostTraining,
+    PruneVocabulary,
+    Quantize,
+    Smooth,
+    TrainQuantized,
+)
 from deploykit.errors import RecipeError, UsageError
 from deploykit.search.narrowing import Narrowing
 from deploykit.stage import Stage, settings_of
@@ -42,6 +50,8 @@ class Entry:
     """Each with any value that is on."""
     choices: Callable[[Facts], Mapping[str, tuple[Value, ...]]]
     """Setting to values, the switches among them; nothing where the stage cannot serve."""
+    instead_of: str = ""
+    """The verb of an earlier stage which this one takes the place of: a recipe has one of them at most."""
 
 
 def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
@@ -52,6 +62,12 @@ def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
 
 def _prune(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
     return {"heads": (0, 0.25, 0.5), "ffn": (0, 0.25, 0.5, 0.75), "epochs": (0, 1)}
+
+
+def _prune_post_training(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    if facts.provider != "cpu" or facts.precision not in (None, "fp32", "int8"):
+        return {}  # its latency tables are of these
+    return {"speedup": (0, 1.25, 1.5, 1.75), "precision": (facts.precision or "int8",)}
 
 
 def _prune_vocabulary(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
@@ -78,6 +94,7 @@ def _quantize(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
 ENTRIES: tuple[Entry, ...] = (
     Entry(Distil, {"layers": 1}, _distil),
     Entry(Prune, {"heads": 0.5, "ffn": 0.5}, _prune),
+    Entry(PrunePostTraining, {"speedup": 1.5}, _prune_post_training, instead_of=Prune.verb),
     Entry(PruneVocabulary, {"min_count": 1}, _prune_vocabulary),
     Entry(Smooth, {"alpha": 0.5}, _smooth),
     Entry(TrainQuantized, {"epochs": 1}, _train_quantized),
@@ -96,6 +113,8 @@ class Part:
     fixed: Mapping[str, Any]
     own: Mapping[str, Any]
     """Settings of the pipeline's own stage, where the stage takes them: those of another scheme, say, it does not."""
+    instead_of: str = ""
+    """As of its entry."""
 
     def assign(self, choose: Choose) -> dict[str, Value]:
         """Have each setting chosen, the switches first, the others where one is on."""
@@ -119,6 +138,11 @@ class Part:
             return None
         asked = {name: assignment[self.named(name)] for name in self.others}
         return self._with({**self.fixed, **asked, **on})
+
+    def off(self) -> dict[str, Value]:
+        """Return the assignment that leaves the stage out; its switches must have such values."""
+        switches = self.switches.items()
+        return {self.named(name): next(value for value in values if not value) for name, values in switches}
 
     def gentlest(self) -> Stage | None:
         """Make the stage with its first values; None where it can only be left out."""
@@ -145,14 +169,21 @@ class Space:
 
     def assign(self, choose: Choose) -> dict[str, Value]:
         """Go through the stages and have each setting chosen that matters."""
-        return {name: value for part in self.parts for name, value in part.assign(choose).items()}
+        found: dict[str, Value] = {}
+        verbs: set[str] = set()
+        for part in self.parts:
+            assigned = part.off() if part.instead_of in verbs else part.assign(choose)
+            verbs |= {part.stage.verb} if part.made(assigned) else set()
+            found |= assigned
+        return found
 
     def recipes(self) -> Iterator[tuple[dict[str, Value], tuple[Stage, ...]]]:
         """Yield every assignment once, with its stages."""
         made = [[(found, part.made(found)) for found in part.assignments()] for part in self.parts]
         for picked in itertools.product(*made):
-            assignment = {name: value for found, _ in picked for name, value in found.items()}
-            yield assignment, tuple(stage for _, stage in picked if stage is not None)
+            stages = tuple(stage for _, stage in picked if stage is not None)
+            if self._allows(stages):
+                yield {name: value for found, _ in picked for name, value in found.items()}, stages
 
     def recipe(self, assignment: Assignment) -> tuple[Stage, ...]:
         """Make the stages of an assignment; none where everything is left out."""
@@ -166,7 +197,13 @@ class Space:
             same = (one for one in part.assignments() if part.made(one) == wanted.get(part.stage.verb))
             found |= next(same, {})
         settings_of_all = {part.named(name) for part in self.parts for name in part.switches}
-        return found if settings_of_all <= set(found) and self.recipe(found) == tuple(stages) else None
+        known = settings_of_all <= set(found) and self.recipe(found) == tuple(stages)
+        return found if known and self._allows(stages) else None
+
+    def _allows(self, stages: Sequence[Stage]) -> bool:
+        """Tell whether no stage is beside the one that it takes the place of."""
+        verbs = {stage.verb for stage in stages}
+        return not any({part.stage.verb, part.instead_of} <= verbs for part in self.parts)
 
     def gentlest(self) -> tuple[Stage, ...]:
         """Return the recipe to try first: nothing but the quantization, where there is one."""
@@ -199,6 +236,7 @@ def space_of(facts: Facts, own: Sequence[Stage], narrowing: Narrowing, entries: 
             parts.append(_part(entry, choices, theirs.get(entry.stage.verb, {}), narrowing))
             _require_possible(parts[-1], narrowing)
     _require_depth(facts.depth, narrowing)
+    _require_one_of_two(parts, narrowing)
     return Space(tuple(parts))
 
 
@@ -212,7 +250,8 @@ def _part(entry: Entry, choices: Mapping[str, tuple[Value, ...]], own: Mapping[s
     single = {name: found[0] for name, found in values.items() if len(found) == 1 and name not in entry.switches}
     searched = {name: found for name, found in values.items() if len(found) > 1 and name not in entry.switches}
     rest = {name: value for name, value in own.items() if name not in values}
-    return Part(entry.stage, {name: values[name] for name in entry.switches}, searched, single, rest)
+    switches = {name: values[name] for name in entry.switches}
+    return Part(entry.stage, switches, searched, single, rest, entry.instead_of)
 
 
 def _require_possible(part: Part, narrowing: Narrowing) -> None:
@@ -238,6 +277,19 @@ def _require_serving(entry: Entry, choices: Mapping[str, tuple[Value, ...]], nar
             found=verb,
             next_step="remove it",
         )
+
+
+def _require_one_of_two(parts: Sequence[Part], narrowing: Narrowing) -> None:
+    """Check that a stage can be left out where another may be in its place."""
+    on = {part.stage.verb for part in parts if any(map(any, part.switches.values()))}
+    for part in parts:
+        if part.instead_of in on and any(map(all, part.switches.values())):
+            raise RecipeError(
+                narrowing.where.get((part.stage.verb, ""), part.stage.verb),
+                expected=f"0 among the values, or {part.instead_of}: false, since a recipe has one of the two",
+                found=f"{part.stage.verb} in every recipe",
+                next_step="add one of them",
+            )
 
 
 def _require_depth(depth: int, narrowing: Narrowing) -> None:

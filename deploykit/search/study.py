@@ -173,7 +173,8 @@ class Storage:
 
     def _tried(self, number: int, outcome: Outcome, recipe: Sequence[Mapping[str, Any]]) -> Tried:
         ms = outcome.pace * self.original_ms
-        return Tried(Point(number, outcome.metric, outcome.drop, ms, outcome.num_bytes), outcome, recipe)
+        point = Point(number, outcome.metric, outcome.drop, outcome.drop_upper, ms, outcome.num_bytes)
+        return Tried(point, outcome, recipe)
 
     def _asked(self) -> Given | None:
         """Ask once; a recipe that was tried, or is being tried, is put aside."""

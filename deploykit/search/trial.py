@@ -58,6 +58,8 @@ class Outcome:
     drop_low: float
     drop_high: float
     """With `drop_low` the 95% interval, rows resampled in pairs."""
+    drop_upper: float
+    """The one-sided 95% bound of the same."""
     pace: float
     """Median latency of one row over the original's, measured in turn with it."""
     pace_low: float | None
@@ -95,7 +97,7 @@ def measured(subject: Subject, model: Artifact) -> Outcome:
     pace = ratio_of_interleaved(samples[MODEL], samples[ORIGINAL], MEDIAN)
     size = next(int(metric["value"]) for metric in model.facts["metrics"] if metric["name"] == "size_bytes")
     metric = found.metrics[0].value
-    return Outcome(metric, drop.value, drop.low, drop.high, pace.value, pace.low, pace.high, size)
+    return Outcome(metric, drop.value, drop.low, drop.high, drop.upper, pace.value, pace.low, pace.high, size)
 
 
 def recipe_text(stages: Sequence[Stage]) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 from deploykit import artifact, cli, commands, evidence
 from deploykit.check.memory import peak_bytes
-from deploykit.check.steps import PYTORCH, TURN, Steps, chain_of, rows_of
+from deploykit.check.steps import PYTORCH, TURN, Steps, chain_of, rows_of, slower
 from deploykit.compress.compress import Prune, Quantize
 from deploykit.errors import ArtifactError, DeploykitError
 
@@ -101,3 +101,14 @@ def test_bench_of_a_compressed_checkpoint_measures_its_steps(compressed, reviews
     assert cli.main(args) == 0
     printed = capsys.readouterr().out
     assert all(step in printed for step in (PYTORCH, "original", "prune", "quantize"))
+
+
+def test_a_step_that_made_a_row_slower_is_told_and_no_other():
+    rng = np.random.default_rng(0)
+    base_N = rng.lognormal(0, 0.01, 50)
+    noise_N = rng.lognormal(0, 0.01, 50)
+    rows = [{"stage": name} for name in (PYTORCH, "original", "prune", "quantize", "again")]
+    said = slower(rows, [base_N, 2 * base_N, base_N, 1.5 * base_N, 1.5 * base_N * noise_N])
+    assert len(said) == 1
+    assert "after quantize a row takes 1.5 times as long" in said[0]
+    assert slower(rows[:2], [base_N, 2 * base_N]) == []

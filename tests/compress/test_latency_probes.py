@@ -10,7 +10,7 @@ from deploykit.compress import latency_probes
 from deploykit.compress.first_token import reads_first_token
 from deploykit.compress.latency_probes import Conditions, conditions, latencies, latency_table, timed
 from deploykit.compress.latency_table import Curve, LatencyTable, LayerCost
-from deploykit.export.export import Export
+from deploykit.export.write import write_model
 from deploykit.families import Structure
 from tests.models import tiny_tokenizer
 
@@ -72,13 +72,12 @@ def test_lengths_are_the_middles_of_fifths():
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
 def test_probes_are_the_structures_asked_for_in_the_runtime(loaded, precision, monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[Structure, bool, str]] = []
-    write = Export.write
 
-    def spy(self, source, folder):
-        seen.append((families.structure_of(source.model), reads_first_token(source.model), self.precision))
-        return write(self, source, folder)
+    def spy(source, folder, target):
+        seen.append((families.structure_of(source.model), reads_first_token(source.model), target.precision))
+        return write_model(source, folder, target)
 
-    monkeypatch.setattr(Export, "write", spy)
+    monkeypatch.setattr(latency_probes, "write_model", spy)
     asked = [Structure((4, 4), (64, 64)), Structure((1, 3), (8, 32)), Structure((2,), (16,))]
     found = latencies(loaded, asked, replace(UNDER, precision=precision), Rounds(6, 1, 1.0))
     assert [each for each, _, _ in seen] == asked == list(found)

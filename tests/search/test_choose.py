@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.check.statistics import Interval
-from deploykit.search.choose import Budget, Point, chosen, dominates, finalists, front, ranked
+from deploykit.search.choose import Budget, Point, candidates, chosen, dominates, finalists, front, ranked
+from deploykit.search.front import gates_of
 
 
-def point(trial: int, drop: float, ms: float, num_bytes: int = 100) -> Point:
-    return Point(trial, 0.9 - drop, drop, ms, num_bytes)
+def point(trial: int, drop: float, ms: float, num_bytes: int = 100, margin: float = 0.0) -> Point:
+    return Point(trial, 0.9 - drop, drop, drop + margin, ms, num_bytes)
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4), st.integers(1, 4)), max_size=12)
@@ -45,7 +46,7 @@ def test_equal_points_do_not_dominate_each_other():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_point_that_is_not_measured_is_nowhere(bad):
-    points = [point(0, 0.0, bad), point(1, 0.5, 1.0), Point(2, bad, bad, 0.1, 1)]
+    points = [point(0, 0.0, bad), point(1, 0.5, 1.0), Point(2, bad, bad, bad, 0.1, 1), Point(3, 0.9, 0.0, bad, 0.1, 1)]
     assert front(points) == [points[1]]
     assert ranked(points, Budget(0.01)) == [points[1]]
     assert finalists(points, Budget(0.01), 3) == [points[1]]
@@ -97,6 +98,34 @@ def test_of_those_that_may_be_as_fast_the_most_accurate_is_chosen():
 
 
 def test_a_close_one_beyond_the_budget_is_not_chosen():
-    fast, beyond = point(0, 0.009, 1.0), Point(1, 0.95, 0.02, 1.01, 100)
+    fast, beyond = point(0, 0.009, 1.0), Point(1, 0.95, 0.02, 0.02, 1.01, 100)
     paces = {0: Interval(1.0, 1.0, 1.0), 1: Interval(1.01, 0.9, 1.1)}
     assert chosen([fast, beyond], paces, Budget(0.01)) == fast
+
+
+def test_an_optimistic_trial_that_is_unsure_loses_to_a_surer_one_even_to_one_that_it_dominates():
+    unsure, sure = point(0, 0.008, 1.0, 100, margin=0.02), point(1, 0.009, 1.5, 100, margin=0.001)
+    assert dominates(unsure, sure)
+    budget = Budget(0.01)
+    assert ranked([unsure, sure], budget) == [sure, unsure]
+    assert candidates([unsure, sure], budget) == finalists([unsure, sure], budget, 4) == [sure]
+    paces = {0: Interval(1.0, 1.0, 1.0), 1: Interval(1.5, 1.4, 1.6)}
+    assert chosen([unsure, sure], paces, budget) == sure
+
+
+def test_where_none_is_sure_the_nearest_by_its_bound_is_named_and_is_not_met():
+    near, far = point(0, 0.009, 9.0, margin=0.004), point(1, 0.005, 0.1, margin=0.02)
+    budget = Budget(0.01)
+    assert finalists([far, near], budget, 4) == [near]
+    assert not budget.met(near)
+    assert candidates([far, near], budget) == []
+
+
+@pytest.mark.parametrize(
+    ("drop", "margin", "verdict"), [(0.008, 0.001, "pass"), (0.008, 0.02, "inconclusive"), (0.012, 0.001, "fail")]
+)
+def test_a_drop_that_may_be_beyond_is_inconclusive_and_one_that_is_fails(drop: float, margin: float, verdict: str):
+    (gate,) = gates_of(point(3, drop, 1.0, margin=margin), Budget(0.01), "accuracy")
+    assert gate.verdict == verdict
+    assert ("nearest" in gate.reason) == (verdict != "pass")
+    assert f"below {drop + margin:.4f} with 95% confidence" in gate.reason

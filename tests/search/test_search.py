@@ -31,6 +31,7 @@ report: {max_slowdown: 9.0, max_drop: 0.9, max_growth: 9.0}
 search:
   distil: {layers: [0, 1], epochs: 1, learning_rate: [1.0e-4, 1.0e-3]}
   prune: {heads: [0, 0.25], ffn: 0, epochs: 0, multiple: 1}
+  prune-post-training: false
   train-quantized: false
 """
 
@@ -167,3 +168,16 @@ def test_killed_again_and_again_it_goes_on_and_tries_every_recipe(tmp_path):
     assert {failed["reason"] for failed in record["failed"]} == {"its process died"}
     assert not list(out.rglob("*.partial"))
     assert record["best"]["verdict"] == evidence.load(out / "validation").verdict == "pass"
+
+
+@pytest.mark.parametrize("command", ["run", "search"])
+def test_several_processes_are_refused_in_one_line_before_anything_is_made(
+    searched, tmp_path, capsys, monkeypatch, command
+):
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert cli.main([command, str(searched[0]), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"deploykit {command}" in line
+    assert "without torchrun" in line
+    assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploykit import recipe
-from deploykit.compress.compress import Distil, Prune, Quantize
+from deploykit.compress.compress import Distil, Prune, PrunePostTraining, Quantize
 from deploykit.errors import RecipeError
 from deploykit.search.narrowing import Narrowing
 from deploykit.search.space import Facts, space_of
@@ -48,12 +48,13 @@ def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_pat
     assert {stages[0] for stages in found if isinstance(stages[0], Distil)} >= {s for s in students if s}
     assert {stages[-1] for stages in found} == {Quantize(weight_bits=7), Quantize(weight_bits=8)}
     assert {stage.heads for stages in found for stage in stages if isinstance(stage, Prune)} == {0.5}
-    assert len(found) == len(set(found)) == (1 + 2 * 3) * (1 + 2) * 2 * 2
+    assert len(found) == len(set(found)) == (1 + 2 * 3) * (1 + 2 + 3) * 2 * 2
 
 
 def test_stages_come_in_the_order_of_the_table_and_are_left_out_where_switched_off():
     orders = {tuple(stage.verb for stage in stages) for stages in recipes(space_of(FACTS, (), Narrowing()))}
-    some = {("quantize",), ("distil", "quantize"), ("prune", "quantize"), ("distil", "prune", "quantize")}
+    prunes = ((), ("prune",), ("prune-post-training",))
+    some = {(*distil, *prune, "quantize") for distil in ((), ("distil",)) for prune in prunes}
     assert orders == some | {(*stages[:-1], "train-quantized", "quantize") for stages in some}
 
 
@@ -78,7 +79,8 @@ def test_every_assignment_is_found_again_from_its_recipe(tmp_path):
 def test_settings_of_a_stage_that_is_left_out_are_not_asked():
     space = space_of(FACTS, (), Narrowing())
     asked = space.assign(lambda _, values: values[0])
-    off = ("distil.layers", "prune.heads", "prune.ffn", "prune-vocabulary.min_count", "smooth.alpha")
+    off = ("distil.layers", "prune.heads", "prune.ffn", "prune-post-training.speedup", "prune-vocabulary.min_count")
+    off = (*off, "smooth.alpha")
     assert asked == {**dict.fromkeys((*off, "train-quantized.epochs"), 0), "quantize.scheme": "dynamic-int8"}
 
 
@@ -147,3 +149,27 @@ def test_what_only_the_checkpoint_shows_is_located_too(tmp_path):
     with pytest.raises(RecipeError, match="have a use for") as caught:
         space_of(Facts(7, "cuda", None), pipeline.compress, pipeline.search)
     assert ":12: search.quantize" in caught.value.where
+
+
+def test_a_recipe_prunes_in_one_way_whoever_chooses():
+    space = space_of(FACTS, (), Narrowing())
+    on = space.assign(lambda _, values: values[-1])
+    assert on["prune.heads"]
+    assert on["prune-post-training.speedup"] == 0
+    both = (Prune(heads=0.5), PrunePostTraining(speedup=1.5), Quantize())
+    assert space.assignment_of(both) is None
+    assert space.assignment_of(both[1:]) is not None
+    precisions = {s.precision for r in recipes(space) for s in r if isinstance(s, PrunePostTraining)}
+    assert precisions == {"int8"}
+    for facts in (Facts(6, "cuda", "fp16"), Facts(6, "cpu", "int4")):
+        assert not any("prune-post-training" in [s.verb for s in r] for r in recipes(space_of(facts, (), Narrowing())))
+
+
+def test_a_stage_in_every_recipe_beside_the_one_that_it_replaces_is_located(tmp_path):
+    text = PIPELINE + "  prune-post-training: {speedup: [1.5, 2.0]}\n"
+    pipeline = loaded(tmp_path, text)
+    with pytest.raises(RecipeError, match="0 among the values") as caught:
+        space_of(FACTS, (), pipeline.search)
+    assert ":13: search.prune-post-training" in caught.value.where
+    alone = loaded(tmp_path, text.replace("    heads: [0, 0.5]\n    ffn: [0]", "    heads: 0\n    ffn: 0"))
+    assert all("prune-post-training" in [s.verb for s in r] for r in recipes(space_of(FACTS, (), alone.search)))

@@ -1,0 +1,153 @@
+"""Whether a step of compression is worth keeping: one that is neither smaller, better nor faster here is dropped.
+
+The step's result is compared with what it was made from, the cheapest way first:
+
+* smaller: the weights as exported take at least `LEAST_SAVING` fewer bytes; nothing is measured;
+* better: it has more of the validation metric, by the paired 95% interval over rows;
+* faster: both are exported and timed in turn, one row a call, on validation rows; the 95% interval of the ratio of
+  their medians lies above 1.
+
+The decision is kept in the cache under the result's digest and the machine: the same run again decides the same, and
+no time enters a digest. What is smaller but slower is kept; `bench steps`, which times every step anyway, warns of it.
+
+    N rounds
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import TypeAdapter
+
+import deploykit
+from deploykit import artifact, checkpoint, environment, processes
+from deploykit.artifact import Artifact
+from deploykit.check import closed_loop
+from deploykit.check.closed_loop import opened, shuffled
+from deploykit.check.latency import Milliseconds, Rounds
+from deploykit.check.ratio import ratio_of_interleaved
+from deploykit.check.statistics import Interval, metric_drop
+from deploykit.compress import waterfall
+from deploykit.data import Split
+from deploykit.export.write import Target, write_model
+from deploykit.tasks import task_named
+from deploykit.train.labelled import labelled, score
+
+DROPPED = "dropped"
+"""The fact of a compressed checkpoint that lists the steps that were dropped on the way to it."""
+LEAST_SAVING = 0.01
+"""Of the bytes: less is rather rounding than a reason to serve another model."""
+
+_FORMAT = 1
+_MEDIAN = 0.5
+_ROUNDS = Rounds(count=300, warm_up=20, seconds=10.0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A step's result beside what it was made from."""
+
+    gain: Interval
+    """Of the task's primary metric on the validation rows, in pairs; positive is better."""
+    speedup: Interval | None
+    """The median time of one row before over that after; None where the gain was enough."""
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether it is measurably better or faster."""
+        return _above(self.gain, 0.0) or (self.speedup is not None and _above(self.speedup, 1.0))
+
+
+def dropped(before: Artifact, made: Artifact, data: Artifact) -> dict[str, Any] | None:
+    """Judge a step that turned `before` into `made`; return the record of one that is dropped, else None.
+
+    Returns:
+        JSON: the step's row of the waterfall, and `origin`, `num_bytes_before`, `gain` and `speedup` ({value, low,
+        high}), `environment_key`, `processor`, and `reason`, which says it all in one line.
+    """
+    first, row = waterfall.read(made.path)[-2:]
+    if is_smaller(first["num_bytes"], row["num_bytes"]):
+        return None
+    found = compared(before, made, data)
+    if found.is_worth_it:
+        return None
+    return {
+        **row,
+        "origin": made.node.origin,
+        "num_bytes_before": first["num_bytes"],
+        **asdict(found),
+        "environment_key": environment.key(),
+        "processor": environment.describe().get("processor"),
+        "reason": _reason(first, row, found),
+    }
+
+
+def is_smaller(before: int, now: int) -> bool:
+    """Tell whether a number of bytes is smaller by enough to count."""
+    return now <= (1 - LEAST_SAVING) * before
+
+
+def compared(before: Artifact, made: Artifact, data: Artifact) -> Comparison:
+    """Return the comparison of a step's result with what it was made from; measured once on this machine.
+
+    Of several processes the first one measures.
+    """
+    key = artifact.digest_of([_FORMAT, deploykit.__version__, made.digest, environment.key()])
+    file = environment.cache_dir() / "decisions" / f"{key}.json"
+    if processes.is_first():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.is_file():
+                artifact.write_json(file.with_suffix(".partial"), asdict(compare(before, made, data)))
+                file.with_suffix(".partial").replace(file)
+    processes.wait()
+    return TypeAdapter(Comparison).validate_json(file.read_bytes())
+
+
+def compare(before: Artifact, made: Artifact, data: Artifact) -> Comparison:
+    """Score two checkpoints on the validation rows and, unless the second is better, time them."""
+    loaded = [checkpoint.load(each) for each in (before, made)]
+    split = task_named(loaded[0].spec.task).read(data.path, "validation")
+    first, second = (score(waterfall.as_exported(each), labelled(each, split)) for each in loaded)
+    lost = metric_drop(second.row_stats, first.row_stats, first.statistic)  # by going back
+    gain = Interval(lost.value, lost.low, lost.high)
+    if _above(gain, 0.0):
+        return Comparison(gain, None)
+    return Comparison(gain, ratio_of_interleaved(*timed(loaded, split), _MEDIAN))
+
+
+def timed(loaded: Sequence[checkpoint.Checkpoint], split: Split) -> list[Milliseconds]:
+    """Export checkpoints for the CPU and time them in turn, one row a call: per checkpoint (N).
+
+    The rows come as they are, so their lengths are the user's; one process times at a time on this machine.
+    """
+    systems = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for index, each in enumerate(loaded):
+            path = Path(folder) / str(index)
+            path.mkdir()
+            write_model(each, path, Target())
+            systems[str(index)] = opened(path, split, 1, None)
+    with FileLock(environment.cache_dir() / "timing.lock"):
+        return list(closed_loop.single(systems, shuffled(split, 0), _ROUNDS).values())
+
+
+def _reason(before: Mapping[str, Any], row: Mapping[str, Any], found: Comparison) -> str:
+    assert found.speedup is not None
+    size = f"{before['num_bytes'] / 1e6:.4g} MB before and {row['num_bytes'] / 1e6:.4g} after"
+    gain, speedup = _in_words(found.gain, "+.4f"), _in_words(found.speedup, ".3g")
+    metric = f"{row['metric']} {gain} on validation"
+    return f"{row['stage']} was dropped, neither smaller, better nor faster: {size}, {metric}, {speedup} times as fast"
+
+
+def _in_words(found: Interval, form: str) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.value:{form}} (too few rows to say more)"
+    return f"{found.value:{form}} (95% {found.low:{form}} to {found.high:{form}})"
+
+
+def _above(found: Interval, bound: float) -> bool:
+    return found.low is not None and found.low > bound
