@@ -22,7 +22,7 @@ from deploykit.compress import latency_probes, waterfall
 from deploykit.compress.budget import Served, budget, require_targets
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
 from deploykit.compress.finished_steps import Found, forget, once
-from deploykit.compress.prune_step import Goal, Latency, Plan, Weight, by_goal, by_shares, cut, share_after
+from deploykit.compress.prune_step import Goal, Latency, Plan, Weight, by_goal, by_shares, cut, latency, share_after
 from deploykit.compress.slicing import require_reachable
 from deploykit.compress.source import load_float
 from deploykit.errors import TrainingStopped, UsageError
@@ -132,7 +132,7 @@ class Prune:
         measure: Weight | Latency = Weight(self.precision or "int8")
         if self.size_mb is None:
             under = latency_probes.conditions(rows.encodings, self.precision or "int8", self.threads)
-            measure = Latency(before, rows, under, self.multiple)
+            measure = latency(before, rows, under, self.multiple)
         now = measure.costs(before).of(families.structure_of(before.model))
         return Goal(budget(self.verb, target, now), measure, self.multiple)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from deploykit import families
@@ -37,23 +38,27 @@ class Weight:
 
 @dataclass(frozen=True)
 class Latency:
-    """What parts take: the table is that of the unpruned model, or of one as narrow as the pruned one."""
+    """What parts take."""
 
     before: Checkpoint
-    rows: Labelled
+    """The unpruned model."""
     under: Conditions
-    multiple: int
+    table_of: Callable[[int], LatencyTable]
+    """The latency table of the unpruned model, or of one with narrower hidden states."""
 
     def costs(self, made: Checkpoint) -> Costs:
         """Return the costs of a model's parts, in milliseconds."""
-        return latency_costs(self.table(made), len(families.blocks(made.model)))
+        return latency_costs(self.table_of(families.hidden_size(made.model)), len(families.blocks(made.model)))
 
-    def table(self, made: Checkpoint) -> LatencyTable:
-        """Return the latency table for models as wide as this one."""
-        probe, width = self.before, families.hidden_size(made.model)
-        if width < families.hidden_size(probe.model):
-            probe = narrowed(probe, width, activity(probe, self.rows.encodings))
-        return latency_probes.latency_table(probe, self.under, self.multiple)
+
+def latency(before: Checkpoint, rows: Labelled, under: Conditions, multiple: int) -> Latency:
+    """Measure by latency tables, each of which is asked for once: one that fails its check would differ each time."""
+
+    @cache
+    def table_of(width: int) -> LatencyTable:
+        return latency_probes.latency_table(_narrowed(before, width, rows), under, multiple)
+
+    return Latency(before, under, table_of)
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,10 @@ class Goal:
         measure = self.measure
         if isinstance(measure, Weight) or families.hidden_size(made.model) < families.hidden_size(measure.before.model):
             return {}
-        table = measure.table(made)
-        latency = measured(measure.before, made, measure.under, table)
+        table = measure.table_of(families.hidden_size(made.model))
+        found = measured(measure.before, made, measure.under, table)
         speedup = self.budget.now / max(self.budget.limit, self._least(made))
-        return {"latency": latency, "warnings": warnings(table, speedup, latency["speedup"])}
+        return {"latency": found, "warnings": warnings(table, speedup, found["speedup"])}
 
     def _least(self, made: Checkpoint) -> float:
         return self.measure.costs(made).of(smallest(families.structure_of(made.model), self.multiple))
