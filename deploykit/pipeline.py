@@ -64,7 +64,7 @@ def run_pipeline(pipeline: Pipeline, out: Path, *, say: Say, force: bool = False
     """Do the line; a failed gate stops it before anything is packaged.
 
     Raises:
-        GateFailed: validation failed; the evidence is in `out/validation`.
+        GateFailed: validation failed, the evidence is in `out/validation`; or the recipe has a target out of reach.
         InconclusiveError: validation could not tell.
         UsageError: several processes were started to do it.
     """
@@ -106,15 +106,27 @@ class PipelineSteps:
         )
 
     def compressed(self, original: Artifact) -> Artifact:
-        """Carry the recipe out."""
+        """Carry the recipe out.
+
+        Raises:
+            GateFailed: a target is out of reach; the nearest point is in `out/compressed`.
+        """
         stages = self.pipeline.compress
         if not stages:
             return original
         self.say(f"compress: {', '.join(stage.verb for stage in stages)}")
         out = self.out / "compressed"
-        return commands.compress(
+        made = commands.compress(
             original.path, stages, data=self.pipeline.data, out=out, force=self.force, on_row=self._row
         )
+        if missed := waterfall.missed(waterfall.read(made.path)[-len(stages) :]):
+            raise GateFailed(
+                out,
+                expected="every target of the recipe to be met",
+                found="; ".join(missed),
+                next_step="the nearest point is kept there, and nothing was exported",
+            )
+        return made
 
     def model(self, compressed: Artifact) -> Artifact:
         """Export the compressed checkpoint."""

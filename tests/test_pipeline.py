@@ -81,6 +81,17 @@ def test_nothing_is_packaged_after_a_failed_gate(pipeline, tmp_path, capsys):
     assert not (out / "bento").exists()
 
 
+def test_nothing_is_exported_after_a_target_out_of_reach_and_the_nearest_point_is_kept(pipeline, tmp_path, capsys):
+    out, small = tmp_path / "out", ["--set", "compress.1.prune={size_mb: 0.001}", "--set", "finetune.epochs=1"]
+    for _ in range(2):
+        assert cli.main(["run", str(pipeline), "--out", str(out), *small]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "prune.size_mb 0.001" in said
+        assert "at best" in said
+    assert artifact.verified(out / "compressed").kind == "checkpoint"
+    assert not (out / "model").exists()
+
+
 def test_a_mistake_in_the_pipeline_is_told_before_anything_starts(pipeline, tmp_path, capsys):
     pipeline.write_text(PIPELINE.replace("max_drop: 0.9, parity", "max_dorp: 0.9, parity", 1))
     assert cli.main(["run", str(pipeline), "--out", str(tmp_path / "out")]) == 2

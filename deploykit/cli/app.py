@@ -1,5 +1,6 @@
 """The commands: each parses, calls the function of the same name in `commands`, and prints."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,11 +82,9 @@ def compress(
 
     stages = load_recipe(recipe)
     made = commands.compress(checkpoint, stages, data=data, out=out, unlabeled=unlabeled, force=force, on_row=_say_row)
-    return emit(
-        result_of(made),
-        [output.waterfall_table(waterfall.read(made.path), made.facts.get("dropped", ()))],
-        as_json=json,
-    )
+    rows = waterfall.read(made.path)
+    result = replace(result_of(made), verdict="fail" if waterfall.missed(rows[-len(stages) :]) else None)
+    return emit(result, [output.waterfall_table(rows, made.facts.get("dropped", ()))], as_json=json)
 
 
 @app.command()

@@ -3,7 +3,9 @@
 W parts of a layer (heads, or feed-forward neurons)   K parts kept
 """
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -13,12 +15,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deploykit import families
+from deploykit.checkpoint import Checkpoint
 from deploykit.compress.fisher import Scores
 from deploykit.errors import UsageError
 from deploykit.families import Block, Structure
 
 Kept = NDArray[np.int64]
 """(K,) indices of the parts that stay, ascending."""
+Parts = tuple[list[Kept], list[Kept]]
+"""The heads and the neurons kept, layer by layer."""
 
 
 def require_reachable(where: str, share: float, widths: Sequence[int], multiple: int) -> None:
@@ -74,6 +79,13 @@ def _group_sizes(width: int, multiple: int) -> list[int]:
     """Return the sizes of a layer's groups, least valuable first; the odd one goes first."""
     odd = width % multiple
     return ([odd] if odd else []) + [multiple] * (width // multiple)
+
+
+def sliced(checkpoint: Checkpoint, parts: Parts) -> Checkpoint:
+    """Copy a checkpoint with only the parts kept."""
+    model = copy.deepcopy(checkpoint.model)
+    structure = slice_parts(model, *parts)
+    return replace(checkpoint, model=model, spec=replace(checkpoint.spec, structure=structure))
 
 
 def slice_parts(model: PreTrainedModel, heads: Sequence[Kept], neurons: Sequence[Kept]) -> Structure:

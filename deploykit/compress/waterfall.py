@@ -50,6 +50,8 @@ class Row:
     """What the weights take as exported."""
     warnings: tuple[str, ...] = ()
     """What a user of the model should know of this step."""
+    missed: str | None = None
+    """The target that this step could not reach, and the nearest point, which it made."""
 
 
 def finish(
@@ -81,8 +83,13 @@ def add(made: Checkpoint, rows: Sequence[Mapping[str, Any]], row: Row, folder: P
     primary = Metric(row.metric, row.value, low=row.low, high=row.high, n=row.n)
     return {
         "metrics": [asdict(primary), asdict(Metric("size_bytes", row.num_bytes, "bytes", "lower"))],
-        "warnings": [warning for each in every for warning in each.get("warnings", ())],
+        "warnings": [*missed(every), *(warning for each in every for warning in each.get("warnings", ()))],
     }
+
+
+def missed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the targets are that these steps could not reach; none where all is well."""
+    return [each["missed"] for each in rows if each.get("missed")]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

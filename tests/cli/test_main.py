@@ -55,6 +55,24 @@ def test_rows_without_labels_are_given_by_a_flag(bert, reviews, tmp_path, capsys
     assert kinds == ["checkpoint", "dataset", "dataset"]
 
 
+def test_a_target_out_of_reach_exits_1_with_the_nearest_point_named_and_kept(
+    bert, reviews, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "recipe.yaml").write_text("stages:\n  - prune: {size_mb: 0.001}\n  - quantize: {}\n")
+    out = tmp_path / "out"
+    flags = ("--data", reviews, "--recipe", tmp_path / "recipe.yaml", "--out", out, "--json")
+    for _ in range(2):  # a second time it is found as it is
+        assert run("compress", bert, *flags) == 1
+        captured = capsys.readouterr()
+        printed = json.loads(captured.out)
+        assert (printed["artifact"], printed["verdict"]) == (str(out), "fail")
+        assert "warning: prune.size_mb 0.001" in captured.err
+        assert commands.verify(out) == []
+    assert run("inspect", out) == 0
+    assert "out of reach: at best" in capsys.readouterr().err
+
+
 def test_traceback_shows_the_rest(tmp_path, capsys):
     assert run("export", tmp_path / "nowhere", "--out", tmp_path / "out", "--traceback") == 3
     assert "Traceback" in capsys.readouterr().err
