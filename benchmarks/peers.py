@@ -51,7 +51,7 @@ BATCH_SIZE = 32
 SINGLE_TURN = 10
 OFFLINE_TURN = 1
 SEED = 0
-PACKAGES = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "openvino", "nncf")
+PACKAGES = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "openvino", "nncf", "olive-ai")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from benchmarks.peers import BATCH_SIZE, compare, prepared, warm
 from benchmarks.systems import open_model
 from benchmarks.table import grid, ratio
 from benchmarks.turns import report
-from deploykit import artifact, environment, stage
+from deploykit import environment, stage
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import open_checkpoint
 from deploykit.compress.calibrate import CALIBRATIONS
@@ -140,7 +140,7 @@ def _facts(stages: Sequence[Stage], model: Artifact) -> dict[str, Any]:
     return {
         "stages": [{each.verb: stage.settings_of(each)} for each in stages],
         "keep_float": list(decision["keep_float"]) if decision else [],
-        "graph": artifact.file_digest(model.path / model_info.GRAPH),
+        "graph": [digest for file, digest in model.files.items() if file.startswith(model_info.GRAPH)],
     }
 
 
@@ -148,7 +148,7 @@ def pointless(rows: Sequence[Json]) -> dict[str, str]:
     """Name the rows that have no point on this machine, with the reason; float32, the first row, is what they replace.
 
     Args:
-        rows: of `compare`, with `graph`, the digest of the model's.
+        rows: of `compare`, with `graph`, the digests of the files of the model's.
     """
     found = {}
     for index, row in enumerate(rows[1:], 1):
