@@ -17,7 +17,6 @@ JSON; `--out` keeps the JSON, from which `benchmarks.table` makes the README's t
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import sys
@@ -28,29 +27,31 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import table
 from benchmarks.interleave import Batch, Samples, Schedule, interleave, total, total_ratio, warm_up
 from benchmarks.systems import BASELINE, CALIBRATION_ROWS, PEERS, Peer, Row, Source, System, open_model, open_peer
-from deploykit import artifact, environment
+from benchmarks.turns import report
+from deploykit import environment
 from deploykit.artifact import Artifact
 from deploykit.check.latency import Clock
 from deploykit.check.ratio import ratio_of_interleaved
-from deploykit.check.statistics import Interval, percentile
+from deploykit.check.statistics import Interval, metric_drop, percentile
 from deploykit.data import Split, open_dataset, read_split
-from deploykit.errors import DeploykitError
-from deploykit.evidence import Metric
 from deploykit.runtime.batching import length_sorted_batches
 from deploykit.runtime.tasks import decoder_of
+
+if TYPE_CHECKING:
+    from deploykit.tasks.task import Score
 
 BATCH_SIZE = 32
 SINGLE_TURN = 10
 OFFLINE_TURN = 1
 SEED = 0
-PACKAGES = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "openvino", "nncf")
+PACKAGES = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "openvino", "nncf", "olive-ai")
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,16 @@ class Question:
     """One row each, a random sample."""
     offline: Sequence[Batch]
     """Length-sorted batches of the whole split."""
-    score: Callable[[System, Samples], Metric]
-    """The task's metric on the answers of the offline run."""
+    score: Callable[[System, Samples], "Score"]
+    """How good the answers of the offline run are."""
 
 
 def compare(
-    systems: Sequence[System], question: Question, clock: Clock, beside: Mapping[str, str] = MappingProxyType({})
+    systems: Sequence[System],
+    question: Question,
+    clock: Clock,
+    beside: Mapping[str, str] = MappingProxyType({}),
+    baseline: str = BASELINE,
 ) -> dict[str, Any]:
     """Time the systems against each other; returns `systems` in their order, and `best_int8_peer` by scenario.
 
@@ -77,11 +82,12 @@ def compare(
         question: what they answer.
         clock: seconds.
         beside: further references for the ratios: key to a system's name.
+        baseline: the system whose metric and speed the others' are compared with, if it is among them.
     """
     single = interleave(systems, Schedule(question.rows, question.single, SINGLE_TURN, SEED), clock)
     offline = interleave(systems, Schedule(question.rows, question.offline, OFFLINE_TURN, SEED), clock)
     scores = {system.name: question.score(system, offline[system.name]) for system in systems}
-    original = scores[BASELINE].value if BASELINE in scores else 0.0
+    original = scores.get(baseline)
     rivals = [system.name for system in systems if (system.kind, system.precision) == ("peer", "int8")]
     best = {
         "single": min(rivals, key=lambda name: float(np.median(single[name].total_s)), default=None),
@@ -89,7 +95,7 @@ def compare(
     }
 
     def references(rival: str | None) -> Mapping[str, str | None]:
-        return {"over_baseline": BASELINE, "over_best_int8_peer": rival, **beside}
+        return {"over_baseline": baseline, "over_best_int8_peer": rival, **beside}
 
     results = [
         {
@@ -97,14 +103,24 @@ def compare(
             "kind": system.kind,
             "precision": system.precision,
             "size_bytes": system.num_bytes,
-            "metric": dataclasses.asdict(scores[system.name]),
-            "kept": scores[system.name].value / original if original else None,
+            **_accuracy(scores[system.name], original),
             "single": _latency(single, system.name, references(best["single"])),
             "offline": _throughput(offline, system.name, references(best["offline"]), len(question.rows)),
         }
         for system in systems
     ]
     return {"best_int8_peer": best, "systems": results}
+
+
+def _accuracy(score: "Score", original: "Score | None") -> dict[str, Any]:
+    """Tell the metric, the share of the original's, and the drop with its interval, rows resampled in pairs."""
+    metric = dataclasses.asdict(score.metrics[0])
+    if original is None:
+        return {"metric": metric, "kept": None, "drop": None}
+    whole = original.metrics[0].value
+    drop = metric_drop(original.row_stats, score.row_stats, original.statistic)
+    kept = score.metrics[0].value / whole if whole else None
+    return {"metric": metric, "kept": kept, "drop": {"value": drop.value, "low": drop.low, "high": drop.high}}
 
 
 def _latency(samples: Mapping[str, Samples], name: str, references: Mapping[str, str | None]) -> dict[str, Any]:
@@ -188,11 +204,11 @@ def ask(source: Source, test: Split, num_rows: int) -> Question:
     lengths = [len(encoding.ids) for encoding in decoder_of(task.name).encode(checkpoint.tokenizer, rows)]
     sample = random.Random(SEED).sample(range(len(rows)), min(num_rows, len(rows)))  # noqa: S311 - not a secret
 
-    def score(system: System, samples: Samples) -> Metric:
+    def score(system: System, samples: Samples) -> "Score":
         encodings = system.encode(rows)
         targets = task.targets(test, encodings, checkpoint.labels)
         logits = [samples.logits[index] for index in range(len(rows))]
-        return task.score(logits, targets, checkpoint.labels).metrics[0]
+        return task.score(logits, targets, checkpoint.labels)
 
     batches = [batch.tolist() for batch in length_sorted_batches(lengths, BATCH_SIZE)]
     return Question(rows, [[index] for index in sample], batches, score)
@@ -252,17 +268,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = _arguments(argv)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # NNCF and the exporters print their progress
-            result = artifact.finite(run(arguments))
-    except DeploykitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    if arguments.out:
-        artifact.write_json(arguments.out, result)
-    print(table.markdown(result))
-    print(json.dumps(result, allow_nan=False))
-    return 0
+    return report(lambda: run(arguments), table.markdown, arguments.out)
 
 
 if __name__ == "__main__":

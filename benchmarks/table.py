@@ -92,15 +92,16 @@ def _row(system: Json) -> tuple[str, ...]:
         f"{system['size_bytes'] / 1e6:.1f}",
         f"{single['p50_ms']:.2f}",
         f"{single['model_p50_ms']:.2f}",
-        _ratio(single["over_baseline"]),
-        _ratio(single["over_best_int8_peer"]),
+        ratio(single["over_baseline"]),
+        ratio(single["over_best_int8_peer"]),
         f"{offline['rows_per_s']:.0f}",
-        _ratio(offline["over_baseline"]),
-        _ratio(offline["over_best_int8_peer"]),
+        ratio(offline["over_baseline"]),
+        ratio(offline["over_best_int8_peer"]),
     )
 
 
-def _ratio(estimate: Json | None) -> str:
+def ratio(estimate: Json | None) -> str:
+    """Draw an estimate with its interval, where it has one."""
     if estimate is None:
         return ""
     if estimate["low"] is None or estimate["high"] is None:

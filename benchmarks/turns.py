@@ -4,6 +4,7 @@ A turn begins with a pause and one untimed call: the threads of the system befor
 this one's weights, as they do in a process that serves one model.
 """
 
+import contextlib
 import json
 import random
 import sys
@@ -44,9 +45,13 @@ def samples_ms(calls: Mapping[str, Call], turns: int, clock: Clock = time.perf_c
 
 
 def report(make: Callable[[], Json], draw: Callable[[Json], str], out: Path | None) -> int:
-    """Make a result, print its table, then one line of JSON, and keep it in `out`; returns the exit code."""
+    """Make a result, print its table, then one line of JSON, and keep it in `out`; returns the exit code.
+
+    What is printed on the way, as exporters and NNCF do, goes to stderr.
+    """
     try:
-        result = artifact.finite(make())
+        with contextlib.redirect_stdout(sys.stderr):
+            result = artifact.finite(make())
     except DeploykitError as error:
         print(error, file=sys.stderr)
         return error.exit_code

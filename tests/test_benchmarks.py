@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from deploykit.errors import DataError, UsageError
 from deploykit.evidence import Metric
 from deploykit.runtime import model_info
 from deploykit.runtime.tokenizer import Encoding
+from deploykit.tasks.task import Score
+from deploykit.tasks.text_classification import accuracy
 
 ROOT = Path(__file__).parents[1]
 ROWS = [{"text": "x" * length} for length in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8)]
@@ -48,6 +51,12 @@ def fake_system(name: str, clock: FakeClock, *, ms_per_token: float, precision: 
         return [np.asarray([len(encoding.ids), 0.0], np.float32) for encoding in encodings]
 
     return System(name, kind, precision, 1000, encode, run, lambda *_answers: [])
+
+
+def scored(right: int) -> Score:
+    """A score of 1000 rows, the first of which are right."""
+    stats_NK = np.stack([np.arange(1000) < right, np.ones(1000)], axis=-1).astype(np.float64)
+    return Score((Metric("accuracy", right / 1000),), (), (), stats_NK, accuracy)
 
 
 def noting(system: System, names: list[str]) -> System:
@@ -86,7 +95,7 @@ def clock():
 def question():
     single = [[index] for index in range(len(ROWS))]
     batches = [list(range(start, start + 4)) for start in (0, 4, 8)]
-    return Question(ROWS, single, batches, lambda system, _samples: Metric("accuracy", 0.8 + 0.001 * len(system.name)))
+    return Question(ROWS, single, batches, lambda system, _samples: scored(800 + len(system.name)))
 
 
 @pytest.fixture
@@ -189,9 +198,26 @@ def test_accuracy_stands_beside_every_speed(compared):
         assert system["kept"] == pytest.approx(system["metric"]["value"] / original)
 
 
+def test_a_drop_is_told_with_an_interval_of_rows_in_pairs(compared):
+    original, ours = by_name(compared, BASELINE), by_name(compared, "deploykit m")
+    assert original["drop"]["value"] == 0
+    assert ours["drop"]["value"] == pytest.approx((len(BASELINE) - len("deploykit m")) / 1000)
+    assert 0 < ours["drop"]["low"] < ours["drop"]["value"] < ours["drop"]["high"] < 0.02
+
+
+def test_another_baseline_can_be_named(clock, question):
+    asked = [fake_system(name, clock, ms_per_token=ms) for name, ms in ((BASELINE, 8), ("a", 2), ("bb", 1))]
+    found = compare(asked, question, clock, {"over_b": "bb"}, "a")
+    bb = by_name(found, "bb")
+    assert bb["single"]["over_baseline"]["value"] == pytest.approx(2, rel=0.05)
+    assert bb["single"]["over_b"]["value"] == 1
+    assert bb["drop"]["value"] == pytest.approx(-0.001)
+
+
 def test_without_the_baseline_there_are_no_ratios_against_it(clock, question):
     found = compare([fake_system("only", clock, ms_per_token=1)], question, clock)["systems"][0]
     assert found["kept"] is None
+    assert found["drop"] is None
     assert found["single"]["over_baseline"] is None
 
 
@@ -204,6 +230,36 @@ def test_a_peer_that_fails_is_named_with_its_reason_and_the_others_run(source, q
     running, failed = opened([broken, systems.PEERS[0]], source, 1, words)
     assert [system.name for system in running] == [BASELINE]
     assert failed == [{"name": "broken", "reason": "ModuleNotFoundError: No module named 'nncf'"}]
+
+
+def ran(source, monkeypatch, *, writes: bool, stderr: str) -> dict[str, str]:
+    """Have Olive's command run by a fake; returns the environment that it got."""
+    environments: list[dict[str, str]] = []
+
+    def run(command, *, env, cwd, **_how):
+        environments.append(env)
+        assert str(source.checkpoint.path) in command
+        if writes:
+            (cwd / "olive").mkdir()
+            (cwd / "olive" / "model.onnx").write_bytes(b"")
+        return subprocess.CompletedProcess(command, 0, "", stderr)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for _ in range(2):
+        systems._olive_int8(source)
+    (environment,) = environments
+    return environment
+
+
+def test_olive_is_run_once_and_without_reporting_its_use(source, tmp_path, monkeypatch):
+    own = dataclasses.replace(source, folder=tmp_path)
+    assert ran(own, monkeypatch, writes=True, stderr="a warning")["CI"] == "1"
+
+
+def test_olives_last_words_are_the_reason_why_it_does_not_run(source, tmp_path, monkeypatch):
+    own = dataclasses.replace(source, folder=tmp_path)
+    with pytest.raises(RuntimeError, match=r"^python: No module named olive$"):
+        ran(own, monkeypatch, writes=False, stderr="a warning\npython: No module named olive\n")
 
 
 @pytest.mark.parametrize("peer", [peer for peer in systems.PEERS if "PyTorch" in peer.name or "ORT" in peer.name])
