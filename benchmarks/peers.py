@@ -11,7 +11,7 @@ warmed up apart. Ratios are speeds: 2 means twice as fast; intervals are 95%, bo
 The best int8 peer is the fastest one, whatever its accuracy. A peer that cannot be built or run is named with its
 reason. Run it on an idle machine: `load_before` in the JSON tells how busy it was, and a second load on the same cores
 slows PyTorch far more than the others. The peers need `pip install deploykit[peers]`. Prints a table, then one line of
-JSON; `--out` keeps the JSON, from which `benchmarks.table` makes the README's table.
+JSON; `--out` keeps the JSON, from which `benchmarks.readme` makes the README's table.
 """
 
 import argparse

@@ -1,19 +1,7 @@
-"""Render results of `benchmarks.peers` as Markdown, and keep the README's copy of them.
+"""Render results of `benchmarks.peers` as Markdown, and any rows as a table."""
 
-    python -m benchmarks.table README.md benchmarks/results/peers-*.json
-
-writes the tables of all the peers' results between the README's two markers; a test checks that they agree.
-"""
-
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from deploykit.artifact import read_json
-from deploykit.errors import DataError
-
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 Json = Mapping[str, Any]
 
@@ -21,30 +9,6 @@ Json = Mapping[str, Any]
 def markdown(result: Json) -> str:
     """Render one result: a heading and a table for each number of threads."""
     return "\n\n".join(_section(result, run) for run in result["runs"])
-
-
-def rendered(results: Iterable[Json]) -> str:
-    """Render every result that the benchmark of peers wrote, in the order given."""
-    return "\n\n".join(markdown(result) for result in results if result.get("benchmark") == "peers")
-
-
-def read(text: str) -> str:
-    """Return what stands between a page's markers; nothing where there are none."""
-    _, found, rest = text.partition(BEGIN)
-    return rest.partition(END)[0].strip() if found else ""
-
-
-def replaced(text: str, where: object, new: str) -> str:
-    """Return a page with `new` between its markers.
-
-    Raises:
-        DataError: it has no markers.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise DataError(where, expected=f"{BEGIN} and {END}", found="no such markers", next_step="add them")
-    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
 
 
 def _section(result: Json, run: Json) -> str:
@@ -126,15 +90,3 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 def _fits(row: Sequence[str], column: int) -> bool:
     return not (column == 1 and row[column].startswith("not run"))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Rewrite the part of a page that lies between the markers."""
-    page, *files = map(Path, argv)
-    text = page.read_text(encoding="utf-8")
-    page.write_text(replaced(text, page, rendered(map(read_json, sorted(files)))), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import peers, systems, table
+from benchmarks import peers, readme, systems, table
 from benchmarks.interleave import Schedule, interleave, total, total_ratio, warm_up
 from benchmarks.peers import Question, compare, opened
 from benchmarks.systems import BASELINE, Peer, Source, System, open_model, open_peer
@@ -350,25 +350,24 @@ def test_the_table_shows_every_system_and_every_failure(result):
 
 
 def test_a_page_keeps_its_words_around_the_table(result):
-    page = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
-    new = table.replaced(page, "README.md", table.rendered([result]))
+    page = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+    new = readme.replaced(page, "README.md", readme.rendered([result]))
     assert new.startswith("before\n")
     assert new.endswith("after\n")
-    assert table.read(new) == table.rendered([result])
-    assert table.replaced(new, "README.md", table.rendered([result])) == new
+    assert readme.read(new) == readme.rendered([result])
+    assert readme.replaced(new, "README.md", readme.rendered([result])) == new
 
 
 def test_results_of_other_benchmarks_are_not_in_the_table(result):
-    assert table.rendered([{"benchmark": "gpu"}, result]) == table.markdown(result)
+    assert readme.rendered([{"benchmark": "gpu"}, result]) == table.markdown(result)
 
 
 def test_a_page_without_markers_is_refused():
     with pytest.raises(DataError, match="results:begin"):
-        table.replaced("no markers", "README.md", "new")
+        readme.replaced("no markers", "README.md", "new")
 
 
 def test_the_readme_and_the_results_agree():
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    assert table.read(text) == table.rendered(map(read_json, files))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.read(text) == readme.rendered(map(read_json, files))
