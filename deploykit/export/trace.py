@@ -10,7 +10,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -34,7 +34,8 @@ class _Traced(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        return cast("Tensor", self.model(**dict(zip(self.names, tensors, strict=True))).logits.float())
+        logits: Tensor = self.model(**dict(zip(self.names, tensors, strict=True))).logits
+        return logits if logits.dtype == torch.float32 else logits.float()  # the trace keeps a cast to the same
 
 
 def trace(model: PreTrainedModel, names: Sequence[str], attention: str) -> ir.Model:
