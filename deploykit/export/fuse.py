@@ -6,7 +6,6 @@ N rows   Q query length   h heads   d head size   A = h * d
 from collections import Counter
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -46,39 +45,6 @@ def clean(model: ir.Model) -> None:
         cleaning()(model)
 
 
-def shorten(model: ir.Model) -> None:
-    """Take the detours out of what feeds the layers, in place; before `clean`, which removes what is left unused.
-
-    At one row and few layers each node costs as much as a small product. transformers makes the mask boolean before
-    attention casts it to int32, and looks positions up one by one where they are the table's first rows.
-    """
-    for cast in _nodes(model, "", "Cast"):
-        inner = cast.inputs[0].producer() if cast.inputs[0] is not None else None
-        if _casts_to(cast, ir.DataType.INT32) and inner is not None and _casts_to(inner, ir.DataType.BOOL):
-            cast.replace_input_with(0, inner.inputs[0])
-    for gather in _nodes(model, "", "Gather"):
-        table, positions = gather.inputs
-        slicing = positions.producer() if positions is not None else None
-        if slicing is not None and slicing.op_type == "Slice" and _counts_from_zero(slicing.inputs[0]):
-            _ids, starts, ends, _axes, *steps = slicing.inputs
-            first_axis = ir.Value(name=f"{gather.name}.axes", const_value=ir.tensor([0], dtype=ir.DataType.INT64))
-            model.graph.register_initializer(first_axis)
-            rows = ir.node("Slice", [table, starts, ends, first_axis, *steps], name=f"{gather.name}.rows")
-            replace(model, gather, [rows], gather.outputs[0])
-
-
-def _casts_to(node: ir.Node, dtype: ir.DataType) -> bool:
-    return node.op_type == "Cast" and node.attributes["to"].as_int() == dtype
-
-
-def _counts_from_zero(value: ir.Value | None) -> bool:
-    """Tell whether a value is the constant 0, 1, 2 and so on, in one row."""
-    if value is None or (constant := ir.convenience.get_const_tensor(value)) is None:
-        return False
-    found = constant.numpy()
-    return found.shape == (1, found.size) and bool((found[0] == np.arange(found.size)).all())
-
-
 def count(model: ir.Model) -> dict[str, int]:
     """Count the graph's nodes by operator."""
     return dict(sorted(Counter(node.op_type for node in model.graph).items()))
@@ -101,10 +67,13 @@ def require_fusions(found: Mapping[str, int], expected: Mapping[str, int], where
 
 
 def replace(model: ir.Model, old: ir.Node, new: list[ir.Node], outcome: ir.Value) -> None:
-    """Put nodes in the place of one; the last one's output takes over the uses of `outcome`."""
+    """Put nodes in the place of one; the last one's output takes over the uses of `outcome`, and its name outside."""
+    made, name, is_output = new[-1].outputs[0], outcome.name, outcome.is_graph_output()
     model.graph.insert_before(old, new)
-    outcome.replace_all_uses_with(new[-1].outputs[0])
-    new[-1].outputs[0].type = old.outputs[0].type
+    outcome.replace_all_uses_with(made, replace_graph_outputs=is_output)
+    made.type = old.outputs[0].type
+    if is_output:
+        outcome.name, made.name, made.shape = None, name, outcome.shape
 
 
 def _nodes(model: ir.Model, domain: str, op_type: str) -> list[ir.Node]:

@@ -143,7 +143,6 @@ def _lowered(
         to_half(model, decided.keep_float if decided and decided.scheme == "fp16" else ())
     graph = trace(model, input_names(model), _ATTENTION[provider])
     fuse.fuse_attention(graph)
-    fuse.shorten(graph)
     lowering.lower(graph)
     fuse.clean(graph)
     if joined := lower_int8.join_attention(graph):
