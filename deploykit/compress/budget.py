@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedModel
 
 from deploykit import families
@@ -115,7 +116,8 @@ def size_costs(model: PreTrainedModel, precision: Served) -> Costs:
 
     Every part weighs the same wherever it is, so one more of each, in the first layer, tells it.
     """
-    full, shapes = families.structure_of(model), copy.deepcopy(model).to("meta")
+    full, shapes = families.structure_of(model), copy.deepcopy(model)
+    nn.Module.to(shapes, "meta")  # without values; in place
 
     def weight(structure: Structure) -> float:
         families.resize(shapes, structure)

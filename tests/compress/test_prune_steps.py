@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from deploykit import checkpoint as checkpoints
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import latency_probes, prune, waterfall
+from deploykit.compress.budget import Served, size_costs
+from deploykit.compress.distillation import distil_from
 from deploykit.compress.latency_table import Curve, LatencyTable, LayerCost, smallest
 from deploykit.compress.prune import Prune
 from deploykit.compress.prune_step import share_after, still_to_go
@@ -60,19 +63,21 @@ def of_two_twins(folder: Path) -> Checkpoint:
         for name, parameter in model.named_parameters():
             if "LayerNorm" not in name:
                 parameter.zero_()
-        table = model.get_input_embeddings().weight
-        table[:] = words  # type: ignore[index,operator]
-        table[[VOCABULARY.index(word) for word in ("paris", "berlin")]] = places  # type: ignore[index,operator]
-        table[[VOCABULARY.index(word) for word in ("anna", "peter")]] = people  # type: ignore[index,operator]
+        table = families.word_embeddings(model)
+        table[:] = words
+        table[[VOCABULARY.index(word) for word in ("paris", "berlin")]] = places
+        table[[VOCABULARY.index(word) for word in ("anna", "peter")]] = people
         (block,) = families.blocks(model)
         for neuron, (reads, says, how) in enumerate(
             [(places, place, 3.6), (places, place, 3.6), (people, person, 0.6)]
         ):
             block.ffn_in.weight[neuron] = reads / 32
             block.ffn_out.weight[:, neuron] = says * how
-        model.classifier.weight[1] = place * 10 / 32
-        model.classifier.weight[3] = (person * 3 + people * 10) / 32
-        model.classifier.bias[:] = torch.tensor([5.0, 0, -20, 0, -20])
+        head = model.get_submodule("classifier")
+        assert isinstance(head, torch.nn.Linear)
+        head.weight[1] = place * 10 / 32
+        head.weight[3] = (person * 3 + people * 10) / 32
+        head.bias[:] = torch.tensor([5.0, 0, -20, 0, -20])
     return checkpoint
 
 
@@ -112,7 +117,7 @@ def labelled_by(model: Checkpoint, rows: Labelled, folder: Path) -> Path:
     """Write rows with a model's own answers as labels, and make it as sure of them as can be."""
     make_dataset(folder)
     with torch.no_grad():
-        model.model.classifier.weight *= 100
+        model.model.get_parameter("classifier.weight").mul_(100)
     for split in ("train", "validation", "test"):
         file = folder / f"{split}.jsonl"
         texts = [row["text"] for row in open_rows(file)]
@@ -149,7 +154,8 @@ def test_hidden_dimensions_layers_and_shares_go_together_in_steps_and_the_result
     made = pruned(model, reviews, tmp_path / "out", **asked)
     found = checkpoints.load(made)
     assert families.hidden_size(found.model) == 16
-    assert (sum(found.spec.structure.heads), sum(found.spec.structure.ffn)) == (6, 64)
+    structure = families.structure_of(found.model)
+    assert (sum(structure.heads), sum(structure.ffn)) == (6, 64)
     assert [step["hidden_size"] for step in made.facts["steps"]] == [16, 16]
     assert [epoch["step"] for epoch in made.facts["history"]] == [1, 1, 2, 2]
     assert not list(made.path.rglob(".*"))
@@ -157,12 +163,12 @@ def test_hidden_dimensions_layers_and_shares_go_together_in_steps_and_the_result
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_size_is_met_and_not_undershot_by_more_than_one_unit(
-    precision: str, bert: Path, reviews: Path, tmp_path: Path
+    precision: Served, bert: Path, reviews: Path, tmp_path: Path
 ):
     asked = 0.08 if precision == "fp32" else 0.025
     made = pruned(bert, reviews, tmp_path / "out", size_mb=asked, precision=precision, steps=2)
     found = checkpoints.load(made).model
-    weighs = prune.Weight(precision).costs(checkpoints.load(made))  # type: ignore[arg-type]
+    weighs = size_costs(found, precision)
     assert asked - weighs.heads[0].at(1) < weighs.of(families.structure_of(found)) <= asked
     if precision == "fp32":
         assert waterfall.read(made.path)[-1]["num_bytes"] <= asked * 1e6
@@ -219,7 +225,7 @@ def test_killed_in_the_second_step_it_goes_on_there_to_the_same_digest(
 ):
     settings = {"heads": 0.5, "ffn": 0.5, "layers": 1, "steps": 3, **LEARNS}
     whole = pruned(bert, reviews, tmp_path / "whole", **settings)
-    distil_from, trained = prune.distil_from, []
+    trained: list[int] = []
 
     def killed_the_second_time(*given: Any):
         trained.append(len(trained) + 1)
@@ -239,12 +245,13 @@ def test_killed_in_the_second_step_it_goes_on_there_to_the_same_digest(
 def test_stopped_in_the_second_step_only_the_last_good_weights_are_kept(
     bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    training, asked = Prune._training, []
+    training = Prune._training
+    asked: list[int] = []
 
     def diverges_the_second_time(self: Prune, pad_id: int):
         asked.append(pad_id)
         found = training(self, pad_id)
-        return found if len(asked) < 3 else prune.replace(found, learning_rate=1e30)
+        return found if len(asked) < 3 else replace(found, learning_rate=1e30)
 
     monkeypatch.setattr(Prune, "_training", diverges_the_second_time)
     with pytest.raises(TrainingStopped, match="last good weights are kept"):
