@@ -116,7 +116,8 @@ def compare(before: Artifact, made: Artifact, data: Artifact) -> Comparison:
     gain = Interval(lost.value, lost.low, lost.high)
     if _above(gain, 0.0):
         return Comparison(gain, None)
-    return Comparison(gain, ratio_of_interleaved(*timed(loaded, split), _MEDIAN))
+    before_N, after_N = timed(loaded, split)
+    return Comparison(gain, ratio_of_interleaved(before_N, after_N, _MEDIAN))
 
 
 def timed(loaded: Sequence[checkpoint.Checkpoint], split: Split) -> list[Milliseconds]:
