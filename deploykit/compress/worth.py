@@ -64,12 +64,14 @@ class Comparison:
 def dropped(before: Artifact, made: Artifact, data: Artifact) -> dict[str, Any] | None:
     """Judge a step that turned `before` into `made`; return the record of one that is dropped, else None.
 
+    A step that missed its own target stays in sight: `compress` and `run` fail for it.
+
     Returns:
         JSON: the step's row of the waterfall, and `origin`, `num_bytes_before`, `gain` and `speedup` ({value, low,
         high}), `environment_key`, `processor`, and `reason`, which says it all in one line.
     """
     first, row = waterfall.read(made.path)[-2:]
-    if is_smaller(first["num_bytes"], row["num_bytes"]):
+    if row.get("missed") or is_smaller(first["num_bytes"], row["num_bytes"]):
         return None
     found = compared(before, made, data)
     if found.is_worth_it:
