@@ -119,7 +119,8 @@ class PipelineSteps:
         made = commands.compress(
             original.path, stages, data=self.pipeline.data, out=out, force=self.force, on_row=self._row
         )
-        if missed := waterfall.missed(waterfall.read(made.path)[-len(stages) :]):
+        before, rows = waterfall.read(original.path), waterfall.read(made.path)
+        if missed := waterfall.missed(rows[len(before) :]):
             raise GateFailed(
                 out,
                 expected="every target of the recipe to be met",

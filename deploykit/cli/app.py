@@ -82,8 +82,8 @@ def compress(
 
     stages = load_recipe(recipe)
     made = commands.compress(checkpoint, stages, data=data, out=out, unlabeled=unlabeled, force=force, on_row=_say_row)
-    rows = waterfall.read(made.path)
-    result = replace(result_of(made), verdict="fail" if waterfall.missed(rows[-len(stages) :]) else None)
+    before, rows = waterfall.read(Path(checkpoint)), waterfall.read(made.path)
+    result = replace(result_of(made), verdict="fail" if waterfall.missed(rows[len(before) :]) else None)
     return emit(result, [output.waterfall_table(rows, made.facts.get("dropped", ()))], as_json=json)
 
 

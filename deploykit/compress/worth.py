@@ -64,12 +64,14 @@ class Comparison:
 def dropped(before: Artifact, made: Artifact, data: Artifact) -> dict[str, Any] | None:
     """Judge a step that turned `before` into `made`; return the record of one that is dropped, else None.
 
+    A step that missed its own target stays in sight: `compress` and `run` fail for it.
+
     Returns:
         JSON: the step's row of the waterfall, and `origin`, `num_bytes_before`, `gain` and `speedup` ({value, low,
         high}), `environment_key`, `processor`, and `reason`, which says it all in one line.
     """
     first, row = waterfall.read(made.path)[-2:]
-    if is_smaller(first["num_bytes"], row["num_bytes"]):
+    if row.get("missed") or is_smaller(first["num_bytes"], row["num_bytes"]):
         return None
     found = compared(before, made, data)
     if found.is_worth_it:
@@ -116,7 +118,8 @@ def compare(before: Artifact, made: Artifact, data: Artifact) -> Comparison:
     gain = Interval(lost.value, lost.low, lost.high)
     if _above(gain, 0.0):
         return Comparison(gain, None)
-    return Comparison(gain, ratio_of_interleaved(*timed(loaded, split), _MEDIAN))
+    before_N, after_N = timed(loaded, split)
+    return Comparison(gain, ratio_of_interleaved(before_N, after_N, _MEDIAN))
 
 
 def timed(loaded: Sequence[checkpoint.Checkpoint], split: Split) -> list[Milliseconds]:

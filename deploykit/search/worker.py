@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deploykit.errors import GateFailed, UsageError
+from deploykit.errors import UsageError
 from deploykit.recipe import in_words, recipe_of
 from deploykit.search.choose import Budget, Point
 from deploykit.search.front import folder_of, publish
@@ -45,7 +45,7 @@ def _work_on(job: Job, given: Given, say: Say) -> None:
     say(f"trial {given.number}: {in_words(recipe_of(given.stages))}")
     try:
         outcome = try_recipe(job.subject, given.stages, folder_of(job.storage.out, given.number))
-    except (GateFailed, UsageError) as error:  # a stage that cannot reach its target says so as a gate
+    except UsageError as error:
         _give_up(job, given, error, say)
         return
     with job.storage.alone():
@@ -69,7 +69,7 @@ def _is_over(job: Job) -> bool:
     return (job.trials is not None and count >= job.trials) or (job.until is not None and time.time() >= job.until)
 
 
-def _give_up(job: Job, given: Given, error: GateFailed | UsageError, say: Say) -> None:
+def _give_up(job: Job, given: Given, error: UsageError, say: Say) -> None:
     """Record a recipe that cannot be done; where even the first cannot, nothing can."""
     with job.storage.alone():
         job.storage.fail(given, str(error))

@@ -157,6 +157,14 @@ def test_what_prepares_a_later_step_is_not_judged(line, tmp_path: Path, monkeypa
     assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "smooth", "quantize"]
 
 
+def test_a_step_that_missed_its_target_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
+    row = {"num_bytes": 9, "missed": "2 times as fast; 1.2 at best"}
+    monkeypatch.setattr(waterfall, "read", lambda _: [{"num_bytes": 9}, row])
+    monkeypatch.setattr(worth, "compared", None)
+    made: Any = SimpleNamespace(path=None)
+    assert worth.dropped(made, made, made) is None
+
+
 def right(count: int) -> Any:
     """A score of 100 rows of which the first `count` are right."""
     rows = (np.arange(100) < count).astype(np.float64)[:, None]

@@ -79,8 +79,8 @@ def test_every_assignment_is_found_again_from_its_recipe(tmp_path):
 def test_settings_of_a_stage_that_is_left_out_are_not_asked():
     space = space_of(FACTS, (), Narrowing())
     asked = space.assign(lambda _, values: values[0])
-    off = ("distil.layers", "prune.heads", "prune.ffn", "prune-post-training.speedup", "prune-vocabulary.min_count")
-    off = (*off, "smooth.alpha")
+    prunes = ("prune.heads", "prune.ffn", "prune-post-training.speedup", "prune-vocabulary.min_count")
+    off = ("distil.layers", *prunes, "smooth.alpha")
     assert asked == {**dict.fromkeys((*off, "train-quantized.epochs"), 0), "quantize.scheme": "dynamic-int8"}
 
 
