@@ -28,7 +28,7 @@ from deploykit.compress.source import load_float
 from deploykit.errors import TrainingStopped, UsageError
 from deploykit.stage import settings_of
 from deploykit.train.labelled import Labelled, read_labelled
-from deploykit.train.loop import Training
+from deploykit.train.loop import Training, training_of
 
 _TARGETS = ("speedup", "target_ms", "size_mb")
 _STEPS = ".steps"
@@ -205,14 +205,7 @@ class Prune:
         return Objective(self.temperature, self.alpha, self.hidden_weight, layers)
 
     def _training(self, pad_id: int) -> Training:
-        return Training(
-            epochs=max(self.epochs, 1),
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            patience=max(self.epochs, 1),
-            seed=self.seed,
-            pad_id=pad_id,
-        )
+        return training_of(self if self.epochs else replace(self, epochs=1), pad_id)
 
 
 def _refuse(setting: str, expected: str, found: int) -> None:

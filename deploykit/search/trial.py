@@ -17,8 +17,10 @@ from deploykit.check import latency
 from deploykit.check.latency import Milliseconds, Rounds
 from deploykit.check.ratio import ratio_of_interleaved
 from deploykit.check.statistics import metric_drop
+from deploykit.compress import waterfall
 from deploykit.data import Split
 from deploykit.environment import cache_dir
+from deploykit.errors import GateFailed
 from deploykit.export.export import Export
 from deploykit.recipe import recipe_of
 from deploykit.runtime.model import Model
@@ -78,6 +80,7 @@ def carry_out(subject: Subject, stages: Sequence[Stage], folder: Path) -> Artifa
     Stages are kept in the cache, so that what was made once is only copied and exported.
 
     Raises:
+        GateFailed: a stage missed its target: what it made instead is another recipe's model.
         DeploykitError: whatever a stage raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,15 @@ def carry_out(subject: Subject, stages: Sequence[Stage], folder: Path) -> Artifa
     if stages:
         out = folder / COMPRESSED
         compressed = commands.compress(compressed, stages, data=subject.data.path, out=out, force=True).path
+        _require_reached(compressed)
     return commands.export(compressed, subject.export, out=folder / MODEL, force=True)
+
+
+def _require_reached(compressed: Path) -> None:
+    if missed := waterfall.missed(waterfall.read(compressed)):
+        raise GateFailed(
+            compressed, expected="every target to be met", found="; ".join(missed), next_step="ask for less speed"
+        )
 
 
 def measured(subject: Subject, model: Artifact) -> Outcome:

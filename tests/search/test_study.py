@@ -8,16 +8,20 @@ from typing import Any
 import pytest
 
 from deploykit.artifact import Artifact
+from deploykit.checkpoint import load, open_checkpoint
 from deploykit.compress.compress import Distil, Prune, Quantize
-from deploykit.errors import ResourceError, UsageError
+from deploykit.data import open_dataset, read_split
+from deploykit.errors import GateFailed, ResourceError, UsageError
 from deploykit.evidence import Metric
-from deploykit.search import front, worker
+from deploykit.export.export import Export
+from deploykit.search import front, trial, worker
 from deploykit.search.choose import Budget
 from deploykit.search.narrowing import Narrowing
 from deploykit.search.space import Facts, Space, space_of
 from deploykit.search.study import Given, Storage, open_storage
 from deploykit.search.trial import Outcome
 from deploykit.search.worker import Job, work
+from deploykit.train.labelled import labelled, score
 
 NARROWING = Narrowing(
     {
@@ -225,3 +229,13 @@ def test_another_search_in_the_same_folder_is_refused_with_what_differs(tmp_path
     wider = space_of(Facts(2, "cpu", "int8"), (Distil(layers=1),), Narrowing())
     with pytest.raises(UsageError, match="found another search space"):
         opened(tmp_path, wider)
+
+
+def test_a_recipe_that_misses_its_target_is_no_recipe(bert: Path, reviews: Path, tmp_path: Path):
+    source, data = open_checkpoint(bert), open_dataset(reviews)
+    checkpoint, split = load(source), read_split(data.path, "validation")
+    known = score(checkpoint, labelled(checkpoint, split))
+    subject = trial.Subject(source, source, data, split, Export(), None, known)
+    with pytest.raises(GateFailed, match=r"every target to be met, found .*size_mb"):
+        trial.carry_out(subject, [Prune(size_mb=1e-6, multiple=8, calibration_rows=8)], tmp_path / "trial")
+    assert not (tmp_path / "trial" / trial.MODEL).exists()
