@@ -35,8 +35,9 @@ from deploykit import environment, stage
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import open_checkpoint
 from deploykit.compress.calibrate import CALIBRATIONS
-from deploykit.compress.compress import Quantize, Smooth, TrainQuantized, compress
+from deploykit.compress.compress import Quantize, Smooth, TrainQuantized
 from deploykit.data import open_dataset
+from deploykit.environment import cache_dir
 from deploykit.errors import DeploykitError
 from deploykit.export.export import Export
 from deploykit.runtime import model_info
@@ -89,15 +90,24 @@ def made(
     """
     models, failed = {}, []
     for name, stages in asked.items():
-        own = folder / name.replace(",", "").replace(" ", "-")
+        own = name.replace(",", "").replace(" ", "-")
         try:
-            source = compress(original, data, stages, own / "checkpoint") if stages else original
-            models[name] = stage.run(Export(), source, out=own / "model")
+            models[name] = stage.run(Export(), _compressed(original, data, stages), out=folder / own)
         except DeploykitError as error:
             if name in (FP32, INT8):
                 raise
             failed.append({"name": name, "reason": str(error)})
     return models, failed
+
+
+def _compressed(original: Artifact, data: Artifact, stages: Sequence[Stage]) -> Artifact:
+    """Run stages into the cache, where `compress` looks too, and keep what that would drop as not worth it."""
+    source = original
+    for each in stages:
+        source = stage.run(
+            each, source, data, out=cache_dir() / "stages" / stage.node_before(each, source, data).origin
+        )
+    return source
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

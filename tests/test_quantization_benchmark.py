@@ -108,7 +108,7 @@ def test_the_benchmark_runs_prints_and_keeps_its_models(arguments, tmp_path, mon
     (failed,) = result["failed"]
     assert failed["name"] == "fp16"
     assert "not run: " + failed["reason"] in said
-    made = tmp_path / "models" / INT8.replace(" ", "-") / "model" / "manifest.json"
+    made = tmp_path / "models" / INT8.replace(" ", "-") / "manifest.json"
     before = made.stat().st_mtime_ns
     assert quantization.main(arguments) == 0
     assert made.stat().st_mtime_ns == before
