@@ -1,7 +1,7 @@
 """The aims of `benchmarks.compression`: the bars, whether a study meets them, and how that is drawn. Pure."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,19 +109,21 @@ def _tables(result: Json, study: Json) -> str:
     return "\n\n".join(parts)
 
 
-def summary(result: Json) -> str:
-    """Draw one column a study: what it kept of the metric, and what it reached of each bar; `*` marks a bar met."""
+def summary(results: Sequence[Json]) -> str:
+    """Draw one column a study: what it kept of the metric, and what it reached of each bar; `*` marks a bar met.
+
+    Args:
+        results: at least one, of the same machine and number of threads.
+    """
     rows = [("", *(f"{aim.name}: {aim.bar:g}" for aim in AIMS))]
-    for study in result["studies"]:
+    for study in (study for result in results for study in result["studies"]):
         reached = {each["aim"]: f"{each['value']:.2f}{'*' if each['met'] else ''}" for each in study["aims"]}
         kept = next(each["kept"] for each in study["systems"] if each["name"] == CHOSEN)
         rows.append((f"{study['name']}, {kept:.1%} kept", *(reached.get(aim.name, "") for aim in AIMS)))
     columns = [list(column) for column in zip(*rows, strict=True)]
-    machine = result["environment"]
-    heading = (
-        f"**Aims of compression**, {result['threads']} threads on {machine['processor']} ({machine['cores']} cores)"
-    )
-    return f"{heading}; a bar that is met has a *\n\n{grid(columns)}"
+    machine, threads = results[0]["environment"], results[0]["threads"]
+    heading = f"**Aims of compression**, {threads} threads on {machine['processor']} ({machine['cores']} cores)"
+    return f"{heading}; a bar that is met, within {KEPT:.0%} of the metric, has a *\n\n{grid(columns)}"
 
 
 def _verdict(aim: Json) -> str:

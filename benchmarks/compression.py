@@ -19,7 +19,6 @@ Run it on an idle machine. Prints tables, then one line of JSON.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -192,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def measured() -> dict[str, Any]:
-        with contextlib.redirect_stdout(sys.stderr):  # NNCF and the exporters print their progress
-            result = run(read_plan(arguments.plan), arguments.threads, arguments.rows)
+        result = run(read_plan(arguments.plan), arguments.threads, arguments.rows)
         if arguments.chart:
             arguments.chart.write_text(chart(result), encoding="utf-8")
         return result

@@ -6,9 +6,8 @@ writes their tables between the README's two markers; a test checks that they ag
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from benchmarks import aims, table
 from benchmarks.table import Json
@@ -17,13 +16,15 @@ from deploykit.errors import DataError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
-_DRAWN: Mapping[str, Callable[[Json], str]] = MappingProxyType({"peers": table.markdown, "compression": aims.summary})
-
 
 def rendered(results: Iterable[Json]) -> str:
-    """Render every result that the README shows, in the order given."""
-    drawn = [_DRAWN[result["benchmark"]](result) for result in results if result.get("benchmark") in _DRAWN]
-    return "\n\n".join(drawn)
+    """Render the results that the README shows: the aims of all studies in one table, then every run of the peers."""
+    by_name: dict[str, list[Json]] = {}
+    for result in results:
+        by_name.setdefault(result.get("benchmark", ""), []).append(result)
+    studies, runs = (by_name.get(name, []) for name in ("compression", "peers"))
+    drawn = [aims.summary(studies)] if studies else []
+    return "\n\n".join([*drawn, *map(table.markdown, runs)])
 
 
 def read(text: str) -> str:

@@ -9,7 +9,6 @@ deploykit's in the same round: the median, and the lowest and highest. Prints a 
 """
 
 import argparse
-import contextlib
 import os
 import sys
 import tempfile
@@ -124,9 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def measured() -> dict[str, Any]:
-        with contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs
-            base, data = open_checkpoint(arguments.base), open_dataset(arguments.data)
-            return run(base, data, arguments.task, arguments.rows, arguments.rounds)
+        base, data = open_checkpoint(arguments.base), open_dataset(arguments.data)
+        return run(base, data, arguments.task, arguments.rows, arguments.rounds)
 
     return report(measured, table, arguments.out)
 

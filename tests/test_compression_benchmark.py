@@ -86,5 +86,5 @@ def test_the_benchmark_runs_prints_and_draws(plan: Path, tmp_path: Path, monkeyp
     single = next(each for each in study["systems"] if each["name"] == aims.CHOSEN)["single"]
     assert sum(study["time"].values()) == pytest.approx(single["p50_ms"])
     assert min(ms for name, ms in study["time"].items() if name != "between nodes") >= 0
-    assert f"{study['aims'][5]['value']:.2f}" in aims.summary(result)
+    assert f"{study['aims'][5]['value']:.2f}" in aims.summary([result])
     assert "times smaller on disk" in drawn.read_text(encoding="utf-8")

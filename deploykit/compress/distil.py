@@ -30,7 +30,7 @@ CALIBRATION_ROWS = 512
 
 @dataclass(frozen=True)
 class Distil:
-    """Distil into a shallower or narrower student that starts from the teacher's own weights."""
+    """Distil into a shallower or narrower student, cut from the teacher or from another pretrained model."""
 
     layers: int | tuple[int, ...]
     """How many of the start's layers, evenly spaced; or which ones, counted from 1: [1, 3, 6]."""
