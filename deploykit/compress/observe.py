@@ -77,7 +77,7 @@ class Observed(nn.Module):
         found = families.blocks(self.model)
         watched = {part(name, at): getattr(found[at - 1], name) for at in self.attention_layers for name in PARTS}
         with _recorded(watched, lambda _inputs, output: output) as seen:
-            taken = {name: inputs[name] for name in input_names(self.model)}
+            taken = {name: inputs[name] for name in input_names(self.model) if name in inputs}
             output = self.model(**taken, output_hidden_states=bool(self.hidden_layers))
         after = {hidden(layer): self._projected(output.hidden_states[layer]) for layer in self.hidden_layers}
         return {"logits": output.logits, **after, **seen}

@@ -115,7 +115,7 @@ def test_the_record_is_strict_json_with_the_documented_fields(folders):
     record = json.loads(read(folders, "report.json"), parse_constant=refuse)
     assert list(record) == [
         "format", "verdict", "gates", "metrics", "warnings", "settings", "head", "baseline", "environments", "latency",
-        "accuracy", "checks", "waterfall", "steps", "search",
+        "accuracy", "checks", "waterfall", "dropped", "steps", "search",
     ]  # fmt: skip
     assert record["format"] == 1
     for gate in record["gates"]:
