@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from deploykit.artifact import Artifact
 from deploykit.package import Package
@@ -63,3 +64,11 @@ def bento_ner(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("bento-ner")
     model = make_onnx(folder / "model", "token-classification")
     return run(Package("entities"), model, make_proof(model, folder / "proof"), out=folder / "bento")
+
+
+@pytest.fixture(autouse=True)
+def _own_threads():
+    """Give PyTorch its threads back: sums, and so digests of trained weights, depend on how many there are."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

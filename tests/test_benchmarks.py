@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import peers, readme, systems, table
 from benchmarks.interleave import Schedule, interleave, total, total_ratio, warm_up
@@ -76,14 +75,6 @@ def _encoding(length: int) -> Encoding:
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
-
-
-@pytest.fixture(autouse=True)
-def _own_threads():
-    """Give PyTorch its threads back: sums, and so digests of trained weights, depend on how many there are."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
