@@ -28,19 +28,23 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from benchmarks.aims import CHOSEN, INT8, ROLES, Json, aims_of, chart, tables
 from benchmarks.export_variants import int8_operations, product_rates
-from benchmarks.peers import BATCH_SIZE, Question, compare, opened, prepared, warm
-from benchmarks.systems import PEERS, open_model
+from benchmarks.interleave import Batch
+from benchmarks.peers import BATCH_SIZE, Question, asked_of, compare, opened, prepared, warm
+from benchmarks.systems import BASELINE, PEERS, open_model
 from benchmarks.turns import report, samples_ms
 from deploykit import artifact, checkpoint, environment, stage
 from deploykit.artifact import Artifact
+from deploykit.check.provider import node_runs, operator_of
 from deploykit.check.steps import chain_of
 from deploykit.data import open_dataset
 from deploykit.runtime.batching import pad
@@ -100,14 +104,13 @@ def _study(study: Study, threads: int, num_rows: int) -> dict[str, Any]:
         found = compare(systems, question, time.perf_counter, {"over_int8": INT8})
         chosen = study.models[CHOSEN]
         share = int8_share(chosen, question, threads, Path(folder))
-    _add_sizes(found["systems"])
     facts = {role: recipe_of(path) for role, path in study.models.items()}
     by_name = {system["name"]: system for system in found["systems"]}
-    by_name[CHOSEN] |= {"int8_share": share["share"]}
+    original_bytes = by_name[BASELINE]["size_bytes"]
+    by_name[CHOSEN] |= {"int8_share": share["share"], "smaller": original_bytes / by_name[CHOSEN]["size_bytes"]}
     return {
         "name": study.name,
-        "data": {"name": data.path.resolve().name, "digest": data.digest, "rows": len(question.rows)},
-        "checkpoint": {"name": original.path.resolve().name, "digest": original.digest},
+        **asked_of(original, data, source, question),
         "recipes": facts,
         **found,
         "failed": failed,
@@ -127,43 +130,40 @@ def recipe_of(model: Path) -> dict[str, Any]:
     }
 
 
-def int8_share(model: Path, question: Question, threads: int, folder: Path) -> dict[str, Any]:
+def int8_share(path: Path, question: Question, threads: int, folder: Path) -> dict[str, Any]:
     """Measure the rate of a model's integer products, over whole calls of 32 rows, against one large product's."""
-    opened_model = Model.open(model, threads=threads)
-    chosen = np.linspace(0, len(question.offline) - 1, SHARE_BATCHES + 2).astype(int)[1:-1]
-    batches = [opened_model.encode([question.rows[at] for at in question.offline[index]]) for index in chosen]
-    inputs = [pad(batch, opened_model.info.pad_id, opened_model.info.inputs) for batch in batches]
-    operations = sum(int8_operations(model / GRAPH, each) for each in inputs)
-    calls = {str(at): (lambda each=each: opened_model.session.run(None, each)) for at, each in enumerate(inputs)}
+    model = Model.open(path, threads=threads)
+    spread = np.linspace(0, len(question.offline) - 1, SHARE_BATCHES + 2).astype(int)[1:-1]
+    inputs = _inputs(model, question, [question.offline[index] for index in spread])
+    operations = sum(int8_operations(path / GRAPH, each) for each in inputs)
+    calls = {str(at): partial(model.session.run, None, each) for at, each in enumerate(inputs)}
     seconds = sum(float(np.median(found)) for found in samples_ms(calls, SHARE_TURNS).values()) / 1e3
     rate = product_rates(threads, folder)["int8"]
     reached = operations / seconds / 1e9
     return {"gops": reached, "machine_gops": rate, "share": float(reached / rate), "batch_size": BATCH_SIZE}
 
 
-def profile(model: Path, question: Question, threads: int, single: Json) -> dict[str, float]:
+def profile(path: Path, question: Question, threads: int, single: Json) -> dict[str, float]:
     """Split the median call of one row: milliseconds of tokenizing and decoding, of each kind of node, and of the rest.
 
     Nodes' shares are those of a profiled session, which is slower; they are scaled to the call that was timed.
     """
-    info = Model.open(model, threads=threads)
-    rows = [info.encode([question.rows[batch[0]]]) for batch in question.single]
+    model = Model.open(path, threads=threads)
+    inputs = _inputs(model, question, question.single)
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(
-            model / GRAPH,
-            provider=info.info.provider,
-            options=info.info.provider_options,
+            path / GRAPH,
+            provider=model.info.provider,
+            options=model.info.provider_options,
             threads=threads,
             profile=Path(folder) / "profile",
         )
-        inputs = [pad(row, info.info.pad_id, info.info.inputs) for row in rows]
-        for each in [*inputs[:20], *inputs]:
+        for each in inputs:
             session.run(None, each)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     spent: Counter[str] = Counter()
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            spent[event["args"]["op_name"]] += event["dur"]
+    for event in node_runs(events):
+        spent[operator_of(event)] += event["dur"]
     whole = sum(event["dur"] for event in events if event["name"] == "model_run")
     model_ms = single["model_p50_ms"]
     nodes = {name: model_ms * micros / whole for name, micros in spent.most_common()}
@@ -174,10 +174,9 @@ def profile(model: Path, question: Question, threads: int, single: Json) -> dict
     }
 
 
-def _add_sizes(systems: Sequence[dict[str, Any]]) -> None:
-    baseline = systems[0]["size_bytes"]
-    for system in systems:
-        system["smaller"] = baseline / system["size_bytes"]
+def _inputs(model: Model, question: Question, batches: Sequence[Batch]) -> list[dict[str, NDArray[np.int64]]]:
+    encoded = [model.encode([question.rows[index] for index in batch]) for batch in batches]
+    return [pad(encodings, model.info.pad_id, model.info.inputs) for encodings in encoded]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

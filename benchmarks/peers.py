@@ -214,6 +214,16 @@ def ask(source: Source, test: Split, num_rows: int) -> Question:
     return Question(rows, [[index] for index in sample], batches, score)
 
 
+def asked_of(original: Artifact, data: Artifact, source: Source, question: Question) -> dict[str, Any]:
+    """Describe what all systems were asked, as JSON has it."""
+    return {
+        "task": source.checkpoint.spec.task,
+        "checkpoint": {"name": original.path.resolve().name, "digest": original.digest},
+        "data": {"name": data.path.resolve().name, "digest": data.digest, "split": "test", "rows": len(question.rows)},
+        "batch_size": BATCH_SIZE,
+    }
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the whole comparison, for each number of threads, and return the result as JSON has it.
 
@@ -229,10 +239,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         runs = [_run_threads(source, arguments.model, threads, question) for threads in arguments.threads]
     return {
         "benchmark": "peers",
-        "task": source.checkpoint.spec.task,
-        "checkpoint": {"name": original.path.resolve().name, "digest": original.digest},
-        "data": {"name": data.path.resolve().name, "digest": data.digest, "split": "test", "rows": len(question.rows)},
-        "batch_size": BATCH_SIZE,
+        **asked_of(original, data, source, question),
         "baseline": BASELINE,
         "environment": environment.describe() | {"packages": _versions()},
         "load_before": load_before,

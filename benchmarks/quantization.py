@@ -27,9 +27,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import BATCH_SIZE, compare, prepared, warm
+from benchmarks.peers import asked_of, compare, prepared, warm
 from benchmarks.systems import open_model
-from benchmarks.table import grid, ratio
+from benchmarks.table import grid, heading, ratio
 from benchmarks.turns import report
 from deploykit import environment, stage
 from deploykit.artifact import Artifact
@@ -131,10 +131,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     reasons = pointless(rows)
     return {
         "benchmark": "quantization",
-        "task": source.checkpoint.spec.task,
-        "checkpoint": {"name": original.path.resolve().name, "digest": original.digest},
-        "data": {"name": data.path.resolve().name, "digest": data.digest, "split": "test", "rows": len(question.rows)},
-        "batch_size": BATCH_SIZE,
+        **asked_of(original, data, source, question),
         "threads": arguments.threads,
         "environment": environment.describe(),
         "load_before": load_before,
@@ -194,18 +191,13 @@ def _faster(one: Json, other: Json, scenario: str) -> bool:
 
 def table(result: Json) -> str:
     """Draw the result, what could not be made last."""
-    machine, data = result["environment"], result["data"]
-    heading = (
-        f"**{result['checkpoint']['name']}, {data['name']} ({data['rows']} test rows), {result['threads']} threads** "
-        f"on {machine['processor']} ({machine['cores']} cores, {', '.join(machine['isa'])})"
-    )
     metric = result["systems"][0]["metric"]["name"].replace("_", " ")
     speeds = ("x fp32", "x dynamic int8")
     columns = ("drop", "MB", "in float", "batch 1, ms", *speeds, "offline, rows/s", *speeds, "pointless here")
     header = ("quantization", metric, *columns)
     rows = [_row(each) for each in result["systems"]]
     rows += [(each["name"], f"not run: {each['reason']}", *[""] * (len(header) - 2)) for each in result["failed"]]
-    return f"{heading}\n\n{grid([header, *rows])}"
+    return f"{heading(result['checkpoint']['name'], result, result['threads'])}\n\n{grid([header, *rows])}"
 
 
 def _row(system: Json) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ def markdown(result: Json) -> str:
 
 
 def _section(result: Json, run: Json) -> str:
-    return f"{_heading(result, run)}\n\n{system_rows(run)}"
+    return f"{heading(result['checkpoint']['name'], result, run['threads'])}\n\n{system_rows(run)}"
 
 
 def system_rows(run: Json) -> str:
@@ -36,12 +36,13 @@ def system_rows(run: Json) -> str:
     return f"{grid([header, *rows])}\n\n{_footer(run)}"
 
 
-def _heading(result: Json, run: Json) -> str:
+def heading(name: str, result: Json, threads: int) -> str:
+    """Name what was run, on which rows and where; of the result its `data` and `environment`."""
     machine, data = result["environment"], result["data"]
     isa = f", {', '.join(machine['isa'])}" if machine["isa"] else ""
-    threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+    counted = f"{threads} thread{'s' if threads > 1 else ''}"
     return (
-        f"**{result['checkpoint']['name']}, {data['name']} ({data['rows']} test rows), {threads}** "
+        f"**{name}, {data['name']} ({data['rows']} test rows), {counted}** "
         f"on {machine['processor']} ({machine['cores']} cores{isa})"
     )
 

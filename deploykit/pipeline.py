@@ -25,7 +25,7 @@ from deploykit.check.bench import Scenario
 from deploykit.check.steps import Steps
 from deploykit.check.validate import Validate
 from deploykit.checkpoint import open_checkpoint
-from deploykit.compress import waterfall, worth
+from deploykit.compress import waterfall
 from deploykit.data import open_dataset
 from deploykit.errors import GateFailed, InconclusiveError
 from deploykit.evidence import Evidence, Verdict
@@ -120,13 +120,8 @@ class PipelineSteps:
             original.path, stages, data=self.pipeline.data, out=out, force=self.force, on_row=self._row
         )
         before, rows = waterfall.read(original.path), waterfall.read(made.path)
-        if missed := waterfall.missed(rows[len(before) :]):
-            raise GateFailed(
-                out,
-                expected="every target of the recipe to be met",
-                found="; ".join(missed),
-                next_step="the nearest point is kept there, and nothing was exported",
-            )
+        kept = "the nearest point is kept there, and nothing was exported"
+        waterfall.require_reached(rows[len(before) :], out, kept)
         return made
 
     def model(self, compressed: Artifact) -> Artifact:
@@ -239,8 +234,8 @@ class PipelineSteps:
         return made
 
     def _row(self, row: Mapping[str, Any]) -> None:
-        if worth.DROPPED in row:
-            self.say(f"  {row[worth.DROPPED]}")
+        if waterfall.DROPPED in row:
+            self.say(f"  {row[waterfall.DROPPED]}")
             return
         size = f"{row['parameters'] / 1e6:.1f} M parameters, {row['num_bytes'] / 1e6:.1f} MB"
         self.say(f"  {row['stage']}: {row['metric']} {row['value']:.4f}, {size}")

@@ -52,6 +52,21 @@ def test_post_training_has_three_minutes(seconds: float, value: bool):
     assert found["met"] is value
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"met": True}, "met"),
+        ({"low": 10.0}, "missed: 50% of the bar"),
+        ({"low": None}, "missed: 0% of the bar"),
+        ({"kept": 0.98}, "not within the budget"),
+        ({"seconds": 200.0}, "took 200 s of 180"),
+    ],
+)
+def test_a_missed_bar_says_why(changed: dict[str, object], said: str):
+    aim = {"met": False, "bar": 20.0, "low": 19.0, "kept": 1.0, "seconds": None}
+    assert aims._verdict(aim | changed).startswith(said)
+
+
 @pytest.fixture(scope="module")
 def plan(bert: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compression")

@@ -88,16 +88,16 @@ def encoded_truth(model: Path, encodings: Sequence[Encoding]) -> dict[str, Any]:
 
 def placement(events: Iterable[Mapping[str, Any]], wanted: str) -> Placement:
     """Read ONNX Runtime's profile events of one run; `wanted` is the execution provider that was asked for."""
-    ran = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-    copies = [event for event in ran if _operator(event).startswith("Memcpy")]
-    nodes = [event for event in ran if not _operator(event).startswith("Memcpy")]
-    heavy = [event for event in nodes if _is_heavy(_operator(event))]
+    ran = node_runs(events)
+    copies = [event for event in ran if operator_of(event).startswith("Memcpy")]
+    nodes = [event for event in ran if not operator_of(event).startswith("Memcpy")]
+    heavy = [event for event in nodes if _is_heavy(operator_of(event))]
     micros: dict[str, float] = defaultdict(float)
     for event in ran:
         micros[_provider(event)] += event["dur"]
     return Placement(
         nodes=_counted(map(_provider, nodes)),
-        operators=_counted(map(_operator, nodes)),
+        operators=_counted(map(operator_of, nodes)),
         heavy=len(heavy),
         misplaced=tuple(event["name"].removesuffix("_kernel_time") for event in heavy if _provider(event) != wanted),
         copies=len(copies),
@@ -105,7 +105,13 @@ def placement(events: Iterable[Mapping[str, Any]], wanted: str) -> Placement:
     )
 
 
-def _operator(event: Mapping[str, Any]) -> str:
+def node_runs(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the events of a profile that are runs of nodes; `dur` is in microseconds."""
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+
+
+def operator_of(event: Mapping[str, Any]) -> str:
+    """Return the operator of a node's run."""
     return str(event["args"]["op_name"])
 
 

@@ -26,7 +26,6 @@ from deploykit.check.latency_tables import throughput_of
 from deploykit.check.memory import peak_bytes
 from deploykit.check.ratio import ratio_of_interleaved
 from deploykit.compress import waterfall
-from deploykit.compress.worth import DROPPED
 from deploykit.data import read_split
 from deploykit.errors import ArtifactError
 from deploykit.evidence import Evidence, subject_of
@@ -198,7 +197,7 @@ def _written(
 ) -> Mapping[str, Any]:
     """Write the evidence and every raw sample (`single.0.npy`, milliseconds (N); PyTorch is 0)."""
     dataset, last = sources
-    dropped = list(last.facts.get(DROPPED, ()))
+    dropped = list(last.facts.get(waterfall.DROPPED, ()))
     found = Evidence(
         measure="steps",
         subject=subject_of(last),

@@ -21,7 +21,6 @@ from deploykit.check.parity import TOLERANCES
 from deploykit.check.provider import encoded_truth
 from deploykit.checkpoint import num_parameters
 from deploykit.compress import waterfall
-from deploykit.compress.worth import DROPPED
 from deploykit.evidence import Evidence, Gate, Metric, subject_of
 from deploykit.runtime.model_info import GRAPH
 from deploykit.tasks import Score
@@ -83,7 +82,7 @@ class Validate:
             "invariance": asdict(invariance),
             "provider": truth,
             "waterfall": waterfall.read(case.own.path),
-            "dropped": list(case.own.facts.get(DROPPED, ())),
+            "dropped": list(case.own.facts.get(waterfall.DROPPED, ())),
             "size_bytes": _size_bytes(case.exported),
             "parameters": num_parameters(case.source.model),
         }

@@ -84,7 +84,7 @@ def compress(
     made = commands.compress(checkpoint, stages, data=data, out=out, unlabeled=unlabeled, force=force, on_row=_say_row)
     before, rows = waterfall.read(Path(checkpoint)), waterfall.read(made.path)
     result = replace(result_of(made), verdict="fail" if waterfall.missed(rows[len(before) :]) else None)
-    return emit(result, [output.waterfall_table(rows, made.facts.get("dropped", ()))], as_json=json)
+    return emit(result, [output.waterfall_table(rows, made.facts.get(waterfall.DROPPED, ()))], as_json=json)
 
 
 @app.command()

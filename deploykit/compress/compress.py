@@ -91,10 +91,10 @@ def compress(
     if out.exists() and not force:
         existing = _finished(out, source, list(zip(stages, reads, strict=True)))
         _tell(existing, told, tell)
-        for refused in existing.facts.get(worth.DROPPED, ())[len(source.facts.get(worth.DROPPED, ())) :]:
-            tell({**refused, worth.DROPPED: refused["reason"]})
+        for refused in existing.facts.get(waterfall.DROPPED, ())[len(source.facts.get(waterfall.DROPPED, ())) :]:
+            tell({**refused, waterfall.DROPPED: refused["reason"]})
         return existing
-    made, dropped = source, list(source.facts.get(worth.DROPPED, ()))
+    made, dropped = source, list(source.facts.get(waterfall.DROPPED, ()))
     for each, read in zip(stages, reads, strict=True):
         kept = cache_dir() / "stages" / stage.node_before(each, made, *read).origin
         result = _kept(each, (made, *read), kept)
@@ -157,7 +157,7 @@ def _tell(made: Artifact, told: int, tell: OnRow) -> int:
 def _tell_dropped(result: Artifact, told: int, refused: Mapping[str, Any], tell: OnRow) -> int:
     """Hand on the rows before a dropped step that are new, and then its own; return how many stay."""
     *rows, last = waterfall.read(result.path)
-    for row in [*rows[told:], {**last, worth.DROPPED: refused["reason"]}]:
+    for row in [*rows[told:], {**last, waterfall.DROPPED: refused["reason"]}]:
         tell(row)
     return len(rows)
 
@@ -167,7 +167,7 @@ def _facts(made: Artifact, dropped: Sequence[Mapping[str, Any]]) -> Mapping[str,
     if not dropped:
         return made.facts
     said = [*made.facts.get("warnings", ()), *(refused["reason"] for refused in dropped)]
-    return {**made.facts, worth.DROPPED: list(dropped), "warnings": list(dict.fromkeys(said))}
+    return {**made.facts, waterfall.DROPPED: list(dropped), "warnings": list(dict.fromkeys(said))}
 
 
 def _ignore(_row: Mapping[str, Any]) -> None:
@@ -200,7 +200,7 @@ def _finished(out: Path, source: Artifact, steps: Sequence[Step]) -> Artifact:
 def _came_from(existing: Artifact, source: Artifact, steps: Sequence[Step]) -> bool:
     """Follow the steps from the source: each made a checkpoint on the way to `existing`, or was dropped."""
     made = {node.origin: node for node in existing.node.ancestors()}
-    dropped = {refused["origin"] for refused in existing.facts.get(worth.DROPPED, ())}
+    dropped = {refused["origin"] for refused in existing.facts.get(waterfall.DROPPED, ())}
     node = source.node
     for each, read in steps:
         parents = (node, *(data.node for data in read))

@@ -20,7 +20,7 @@ from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, Quantization, num_parameters, save
 from deploykit.compress.embeddings import is_tied, word_embeddings
 from deploykit.compress.fake_quant import fake_quantize, quantized_names
-from deploykit.errors import CheckpointError
+from deploykit.errors import CheckpointError, GateFailed
 from deploykit.evidence import Metric
 from deploykit.stage import Stage, settings_of
 from deploykit.tasks import Score
@@ -28,6 +28,8 @@ from deploykit.train.labelled import Labelled, score
 
 FILE = "waterfall.json"
 ORIGINAL = "original"
+DROPPED = "dropped"
+"""The fact of a compressed checkpoint that lists the steps that were dropped on the way to it (see `worth`)."""
 
 _RESAMPLES = 2000
 
@@ -90,6 +92,16 @@ def add(made: Checkpoint, rows: Sequence[Mapping[str, Any]], row: Row, folder: P
 def missed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what the targets are that these steps could not reach; none where all is well."""
     return [each["missed"] for each in rows if each.get("missed")]
+
+
+def require_reached(rows: Sequence[Mapping[str, Any]], where: object, next_step: str) -> None:
+    """Check that every target of some steps was reached.
+
+    Raises:
+        GateFailed: one was not; the nearest point is named.
+    """
+    if found := missed(rows):
+        raise GateFailed(where, expected="every target to be met", found="; ".join(found), next_step=next_step)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -36,8 +36,6 @@ from deploykit.export.write import Target, write_model
 from deploykit.tasks import task_named
 from deploykit.train.labelled import labelled, score
 
-DROPPED = "dropped"
-"""The fact of a compressed checkpoint that lists the steps that were dropped on the way to it."""
 LEAST_SAVING = 0.01
 """Of the bytes: less is rather rounding than a reason to serve another model."""
 

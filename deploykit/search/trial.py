@@ -20,7 +20,6 @@ from deploykit.check.statistics import metric_drop
 from deploykit.compress import waterfall
 from deploykit.data import Split
 from deploykit.environment import cache_dir
-from deploykit.errors import GateFailed
 from deploykit.export.export import Export
 from deploykit.recipe import recipe_of
 from deploykit.runtime.model import Model
@@ -89,15 +88,8 @@ def carry_out(subject: Subject, stages: Sequence[Stage], folder: Path) -> Artifa
     if stages:
         out = folder / COMPRESSED
         compressed = commands.compress(compressed, stages, data=subject.data.path, out=out, force=True).path
-        _require_reached(compressed)
+        waterfall.require_reached(waterfall.read(compressed), compressed, "ask for less")
     return commands.export(compressed, subject.export, out=folder / MODEL, force=True)
-
-
-def _require_reached(compressed: Path) -> None:
-    if missed := waterfall.missed(waterfall.read(compressed)):
-        raise GateFailed(
-            compressed, expected="every target to be met", found="; ".join(missed), next_step="ask for less speed"
-        )
 
 
 def measured(subject: Subject, model: Artifact) -> Outcome:

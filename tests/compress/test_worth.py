@@ -81,7 +81,7 @@ def test_a_step_that_is_faster_but_not_smaller_stays(line, takes, tmp_path: Path
     made = compressed(line, (POINTLESS, Quantize()), tmp_path / "out")
     assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "distil", "quantize"]
     assert len(asked) == 1, "the quantization is smaller, and needs no clock"
-    assert worth.DROPPED not in made.facts
+    assert waterfall.DROPPED not in made.facts
 
 
 def test_no_time_enters_the_digest_of_what_stays(line, takes, tmp_path: Path):
@@ -101,7 +101,7 @@ def test_a_step_that_is_neither_is_dropped_and_the_next_goes_on_before_it(line, 
     assert [row["stage"] for row in told] == ["original", "distil", "prune", "quantize"]
     assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "prune", "quantize"]
     assert made.digest == compressed(line, (Prune(ffn=0.5, multiple=8), Quantize()), tmp_path / "without").digest
-    (refused,) = made.facts[worth.DROPPED]
+    (refused,) = made.facts[waterfall.DROPPED]
     assert (refused["stage"], refused["settings"]["layers"]) == ("distil", 2)
     assert refused["num_bytes"] == refused["num_bytes_before"]
     assert (
@@ -123,7 +123,7 @@ def test_a_rerun_reuses_the_decision(line, takes, tmp_path: Path, monkeypatch: p
     again = compressed(line, stages, tmp_path / "out", on_row=told.append)
     elsewhere = compressed(line, stages, tmp_path / "elsewhere")
     assert first.digest == again.digest == elsewhere.digest
-    assert first.facts[worth.DROPPED] == again.facts[worth.DROPPED] == elsewhere.facts[worth.DROPPED]
+    assert first.facts[waterfall.DROPPED] == again.facts[waterfall.DROPPED] == elsewhere.facts[waterfall.DROPPED]
     assert [row["stage"] for row in told if "dropped" in row] == ["distil"]
     for other in ((Distil(layers=2, epochs=1, learning_rate=1e-6), Quantize()), stages[:1]):
         with pytest.raises(OutputExists):
@@ -142,7 +142,7 @@ def test_where_every_step_is_dropped_the_checkpoint_stays_as_it_was(line, takes,
     takes(SAME_N)
     made = compressed(line, (POINTLESS,), tmp_path / "out")
     assert made.digest == line[0].digest
-    assert artifact.verified(tmp_path / "out").facts[worth.DROPPED][0]["stage"] == "distil"
+    assert artifact.verified(tmp_path / "out").facts[waterfall.DROPPED][0]["stage"] == "distil"
     assert load(made).spec == load(line[0]).spec
     assert compressed(line, (POINTLESS,), tmp_path / "out").digest == made.digest
     text = f"task: text-classification\ndata: {line[1].path}\ncheckpoint: {line[0].path}\nbench: {{}}\n"
