@@ -9,6 +9,7 @@ and says little; here each of these is an error that names the tensor. Pickled w
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from deploykit.artifact import Artifact
 from deploykit.environment import cache_dir
 from deploykit.errors import CheckpointError, TrainingStopped, UsageError
 from deploykit.runtime import batching
+from deploykit.runtime.cascade import FIRST, cascaded
 from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
 from deploykit.spec import Quantization as Quantization
@@ -55,6 +57,18 @@ class Checkpoint:
     tokenizer: Tokenizer
     labels: tuple[str, ...]
     spec: Spec
+    first: "Checkpoint | None" = None
+    """A cascade's smaller model, which is asked first; `spec.threshold` says when its answer stands."""
+
+    @property
+    def last(self) -> "Checkpoint":
+        """This checkpoint without a smaller one that is asked first."""
+        return replace(self, first=None, spec=replace(self.spec, threshold=None))
+
+    @property
+    def parts(self) -> "tuple[Checkpoint, ...]":
+        """Every model that may answer, each alone, in the order in which they are asked."""
+        return (*(self.first.parts if self.first else ()), self.last)
 
 
 def open_checkpoint(source: str | Path) -> Artifact:
@@ -92,13 +106,17 @@ def load(source: Artifact, task: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: whatever is not so, by name.
     """
-    path = source.path
+    return _loaded(source.path, task)
+
+
+def _loaded(path: Path, task: str | None) -> Checkpoint:
     config = _config(path)
     spec = _spec(path, config, task)
     tensors = read_tensors(path)
     model, missing, unexpected, misshapen = _filled(config, spec, tensors)
     _require_exact(path, missing, unexpected, misshapen)
-    return _checkpoint(path, model, spec)
+    first = None if spec.threshold is None else _loaded(path / FIRST, spec.task)
+    return replace(_checkpoint(path, model, spec), first=first)
 
 
 def load_base(source: Artifact, task: str, labels: Sequence[str], seed: int) -> Checkpoint:
@@ -148,6 +166,9 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         if (checkpoint.path / name).is_file():
             artifact.write_json(folder / name, artifact.read_json(checkpoint.path / name, CheckpointError))
     artifact.write_json(folder / SPEC, {"format": FORMAT, **asdict(checkpoint.spec)})
+    if checkpoint.first is not None:
+        (folder / FIRST).mkdir()
+        save(checkpoint.first, folder / FIRST)
 
 
 @contextmanager
@@ -185,14 +206,17 @@ def collate(encodings: Sequence[Encoding], pad_id: int, names: Sequence[str]) ->
 @torch.inference_mode()
 def logits(checkpoint: Checkpoint, encodings: Sequence[Encoding], *, batch_size: int = 32) -> list[NDArray[np.float32]]:
     """Run the model in length-sorted batches: per row (C,), or (L,C) without padding, in the order given."""
+    task = decoder_of(checkpoint.spec.task)
+    if checkpoint.first is not None and checkpoint.spec.threshold is not None:
+        first, last = (partial(logits, each, batch_size=batch_size) for each in (checkpoint.first, checkpoint.last))
+        return cascaded(encodings, first, last, task, checkpoint.spec.threshold)
     model, names = checkpoint.model, input_names(checkpoint.model)
-    unpad = decoder_of(checkpoint.spec.task).unpad
     rows: dict[int, NDArray[np.float32]] = {}
     for indices in batching.length_sorted_batches([len(encoding.ids) for encoding in encodings], batch_size):
         batch = [encodings[index] for index in indices]
         inputs = collate(batch, checkpoint.spec.pad_id, names)
         output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits
-        rows |= dict(zip(indices.tolist(), unpad(output.float().cpu().numpy(), batch), strict=True))
+        rows |= dict(zip(indices.tolist(), task.unpad(output.float().cpu().numpy(), batch), strict=True))
     return [rows[index] for index in range(len(encodings))]
 
 

@@ -48,6 +48,8 @@ class Spec:
     structure: Structure | None = None
     """Kept heads and widths, where pruning made them differ from the configuration's."""
     quantization: Quantization | None = None
+    threshold: float | None = None
+    """The confidence from which the answer of the smaller model in the folder `first` stands; None: there is none."""
 
 
 def spec_from(value: Mapping[str, Any]) -> Spec:
@@ -59,6 +61,7 @@ def spec_from(value: Mapping[str, Any]) -> Spec:
         value["pad_id"],
         Structure(tuple(structure["heads"]), tuple(structure["ffn"])) if structure else None,
         quantization_from(quantization) if quantization else None,
+        value.get("threshold"),  # older ones lack it
     )
 
 

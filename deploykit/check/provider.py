@@ -7,11 +7,12 @@ import json
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deploykit.runtime import model_info
+from deploykit.runtime.cascade import FIRST
 from deploykit.runtime.model import Model, Row
 from deploykit.runtime.session import EXECUTION_PROVIDERS, open_session
 from deploykit.runtime.tasks import decoder_of
@@ -65,13 +66,39 @@ def encoded_truth(model: Path, encodings: Sequence[Encoding]) -> dict[str, Any]:
 
     Returns:
         The fields of `Placement`, the `provider` asked for, the `fusions` that export found, and `ok`: every heavy
-        node ran where it was asked to. All but `time_share` is the same in every run.
+        node ran where it was asked to. All but `time_share` is the same in every run. Of a cascade, both models run on
+        the whole batch, and count together.
 
     Raises:
         EnvironmentMissing: the provider cannot run here.
     """
     info = model_info.read(model)
     tokenizer = Tokenizer.open(model, max_length=info.max_length, pad_id=info.pad_id)
+    parts, events = _parts(model), []
+    for part in parts:
+        events += _profiled(part, tokenizer, encodings[:_ROWS])
+    found = placement(events, EXECUTION_PROVIDERS[info.provider])
+    ok = found.heavy > 0 and not found.misplaced
+    fusions = _added([model_info.read(part).fusions for part in parts])
+    return {"provider": info.provider, "fusions": fusions, "ok": ok, **asdict(found)}
+
+
+def _parts(model: Path) -> list[Path]:
+    """Return the folder of a model, and those of the smaller ones before it."""
+    return [model] if model_info.read(model).threshold is None else [model, *_parts(model / FIRST)]
+
+
+def _added(fusions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what was fused, and of how many layers."""
+    found: Counter[str] = Counter()
+    for each in fusions:
+        found.update(each.get("found", {}))
+    return {"found": dict(found), "layers": sum(each.get("layers", 0) for each in fusions)}
+
+
+def _profiled(model: Path, tokenizer: Tokenizer, encodings: Sequence[Encoding]) -> list[Mapping[str, Any]]:
+    """Run one model on a batch and return ONNX Runtime's profile of it."""
+    info = replace(model_info.read(model), threshold=None)
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(
             model / model_info.GRAPH,
@@ -79,11 +106,9 @@ def encoded_truth(model: Path, encodings: Sequence[Encoding]) -> dict[str, Any]:
             options=info.provider_options,
             profile=Path(folder) / "profile",
         )
-        Model(info, tokenizer, session).run(encodings[:_ROWS])
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    found = placement(events, EXECUTION_PROVIDERS[info.provider])
-    ok = found.heavy > 0 and not found.misplaced
-    return {"provider": info.provider, "fusions": dict(info.fusions), "ok": ok, **asdict(found)}
+        Model(info, tokenizer, session).run(encodings)
+        profile: list[Mapping[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return profile
 
 
 def placement(events: Iterable[Mapping[str, Any]], wanted: str) -> Placement:

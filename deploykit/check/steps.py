@@ -184,7 +184,7 @@ def _in_pytorch(original: Artifact, settings: Steps) -> Predict:
 
 def _size(folder: Path) -> int:
     """Add up the files that hold weights."""
-    files = list(folder.glob(f"{GRAPH}*")) or list(folder.glob("*.safetensors"))
+    files = list(folder.rglob(f"{GRAPH}*")) or list(folder.rglob("*.safetensors"))
     return sum(file.stat().st_size for file in files)
 
 

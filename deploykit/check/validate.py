@@ -15,7 +15,7 @@ import numpy as np
 
 from deploykit import artifact, environment, evidence
 from deploykit.artifact import Artifact, Kind, Node
-from deploykit.check import accuracy, outputs
+from deploykit.check import accuracy, cascade_parity, outputs
 from deploykit.check.case import Case, opened
 from deploykit.check.parity import TOLERANCES
 from deploykit.check.provider import encoded_truth
@@ -84,7 +84,7 @@ class Validate:
             "waterfall": waterfall.read(case.own.path),
             "dropped": list(case.own.facts.get(waterfall.DROPPED, ())),
             "size_bytes": _size_bytes(case.exported),
-            "parameters": num_parameters(case.source.model),
+            "parameters": sum(num_parameters(each.model) for each in case.source.parts),
         }
         found = _evidence(case, gates, details)
         evidence.write(found, scratch)
@@ -100,7 +100,7 @@ class Validate:
 def _parity(case: Case, against_original: str) -> tuple[outputs.OwnParity, list[outputs.Part]]:
     """Compare with the model's own reference, and with the original where nothing lossy lies between."""
     rows = outputs.Rows(case.picks, case.picked(case.encodings), case.picked(case.own_encodings))
-    own = outputs.own_parity(case.model, case.exported.path, case.source, rows)
+    own = cascade_parity.parity(case.model, case.exported.path, case.source, rows)
     if against_original == "accuracy" or not _owes_the_original(case):
         return own, []
     pair = case.picked(case.first_logits), case.picked(case.logits)
@@ -227,8 +227,9 @@ def _warnings(case: Case, details: Mapping[str, Any]) -> list[str]:
 
 
 def _size_bytes(exported: Artifact) -> int:
-    """Return the bytes of the graph and its weights."""
-    return sum((exported.path / name).stat().st_size for name in exported.files if name.startswith(GRAPH))
+    """Return the bytes of the graphs and their weights."""
+    files = (exported.path / name for name in exported.files)
+    return sum(file.stat().st_size for file in files if file.name.startswith(GRAPH))
 
 
 def _write_samples(case: Case, own: outputs.OwnParity, scratch: Path) -> None:

@@ -13,6 +13,7 @@ from deploykit import artifact, processes, stage
 from deploykit.artifact import Artifact, Node
 from deploykit.checkpoint import open_checkpoint
 from deploykit.compress import waterfall, worth
+from deploykit.compress.cascade import Cascade
 from deploykit.compress.distil import Distil
 from deploykit.compress.prune import Prune
 from deploykit.compress.prune_post_training import PrunePostTraining
@@ -27,6 +28,7 @@ from deploykit.stage import Stage
 
 __all__ = [
     "COMPRESS_STAGES",
+    "Cascade",
     "Distil",
     "Prune",
     "PrunePostTraining",
@@ -49,6 +51,7 @@ _STAGES: tuple[type[Stage], ...] = (
     Smooth,
     TrainQuantized,
     Quantize,
+    Cascade,
 )
 COMPRESS_STAGES: Mapping[str, type[Stage]] = MappingProxyType({each.verb: each for each in _STAGES})
 """Verb to stage, in the order in which a recipe would name them."""
@@ -177,13 +180,16 @@ def _ignore(_row: Mapping[str, Any]) -> None:
 def _require_order(stages: Sequence[Stage]) -> None:
     if not stages:
         raise UsageError("compress", expected="at least one stage", found="none", next_step="name one in the recipe")
-    if Quantize.verb in [each.verb for each in stages[:-1]]:
-        raise UsageError(
-            "compress",
-            expected="quantize as the last stage",
-            found=", ".join(each.verb for each in stages),
-            next_step="move quantize to the end: what changes weights comes before it",
-        )
+    verbs = [each.verb for each in stages]
+    if Cascade.verb in verbs[:-1]:
+        raise _another_order("cascade as the last stage", verbs, "move cascade to the end")
+    if Quantize.verb in (verbs[:-2] if verbs[-1] == Cascade.verb else verbs[:-1]):
+        expected = "quantize as the last stage, or right before cascade"
+        raise _another_order(expected, verbs, "move quantize to the end: what changes weights comes before it")
+
+
+def _another_order(expected: str, verbs: Sequence[str], next_step: str) -> UsageError:
+    return UsageError("compress", expected=expected, found=", ".join(verbs), next_step=next_step)
 
 
 def _finished(out: Path, source: Artifact, steps: Sequence[Step]) -> Artifact:

@@ -11,9 +11,13 @@ def load_float(source: Artifact, verb: str) -> Checkpoint:
 
     Raises:
         CheckpointError: it cannot be used.
-        UsageError: a quantization is decided.
+        UsageError: a quantization is decided, or a smaller model stands before it.
     """
     found = checkpoint.load(source)
+    if found.first is not None:
+        raise UsageError(
+            verb, expected="one model", found=f"a cascade of two ({found.path})", next_step="put cascade last"
+        )
     if found.spec.quantization is not None:
         raise UsageError(
             verb,

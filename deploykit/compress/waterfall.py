@@ -114,7 +114,6 @@ def measure(checkpoint: Checkpoint, validation: Labelled, stage: str, settings: 
     found = score(as_exported(checkpoint), validation)
     primary = found.metrics[0]
     low, high = interval(found)
-    quantization = checkpoint.spec.quantization
     return Row(
         stage,
         settings,
@@ -123,13 +122,15 @@ def measure(checkpoint: Checkpoint, validation: Labelled, stage: str, settings: 
         low,
         high,
         len(found.row_stats),
-        num_parameters(checkpoint.model),
-        exported_bytes(checkpoint.model, quantization),
+        sum(num_parameters(each.model) for each in checkpoint.parts),
+        sum(exported_bytes(each.model, each.spec.quantization) for each in checkpoint.parts),
     )
 
 
 def as_exported(checkpoint: Checkpoint) -> Checkpoint:
     """Return the reference of the exported model: fake-quantized where a quantization is decided."""
+    if checkpoint.first is not None:
+        checkpoint = replace(checkpoint, first=as_exported(checkpoint.first))
     if checkpoint.spec.quantization is None:
         return checkpoint
     model = copy.deepcopy(checkpoint.model)

@@ -21,6 +21,7 @@ from deploykit.export.lower_embeddings import quantize_rows
 from deploykit.export.provider_options import Limits, provider_options
 from deploykit.export.trace import OUTPUT, trace
 from deploykit.runtime import model_info
+from deploykit.runtime.cascade import FIRST
 from deploykit.runtime.model_info import ModelInfo, Precision, Provider
 from deploykit.runtime.session import open_session
 
@@ -45,13 +46,20 @@ class Target:
 
 
 def write_model(source: Checkpoint, folder: Path, target: Target) -> Mapping[str, Any]:
-    """Write `model.onnx`, `tokenizer.json` and `deploykit.json` into `folder`; return the facts.
+    """Write the tokenizer, and `model.onnx` and `deploykit.json` of each model, into `folder`; return the facts.
 
-    The checkpoint's PyTorch model is rewritten on the way and is of no use afterwards.
+    The smaller model of a cascade goes to the folder `first` inside, likewise. The checkpoint's PyTorch models are
+    rewritten on the way and are of no use afterwards.
 
     Raises:
         UsageError: the provider does not run the checkpoint's precision.
     """
+    checkpoint.save_tokenizer(source, folder)
+    return _written(source, folder, target)
+
+
+def _written(source: Checkpoint, folder: Path, target: Target) -> Mapping[str, Any]:
+    """Write one model, and below it the smaller one that stands before it."""
     precision = _precision_for(source, target)
     quantization = _decision(source, precision) if precision in ("int8", "int4") else None
     graph, expected = _lowered(source, quantization, target.provider, precision)
@@ -64,14 +72,12 @@ def write_model(source: Checkpoint, folder: Path, target: Target) -> Mapping[str
         "layers": len(families.layer_list(source.model)),
     }
     model_info.write(replace(info, fusions=fusions), folder)
-    checkpoint.save_tokenizer(source, folder)
-    size = sum(file.stat().st_size for file in folder.glob(f"{model_info.GRAPH}*"))
-    return {
-        "metrics": [asdict(Metric("size_bytes", size, "bytes", "lower"))],
-        "precision": precision,
-        "operators": found,
-        "warnings": _unusable(folder, info),
-    }
+    facts: dict[str, Any] = {"precision": precision, "operators": found, "warnings": _unusable(folder, info)}
+    if source.first is not None:
+        (folder / FIRST).mkdir()
+        facts[FIRST] = _written(source.first, folder / FIRST, target)
+    size = sum(file.stat().st_size for file in folder.rglob(f"{model_info.GRAPH}*"))
+    return {"metrics": [asdict(Metric("size_bytes", size, "bytes", "lower"))], **facts}
 
 
 def _precision_for(source: Checkpoint, target: Target) -> str:
@@ -99,6 +105,7 @@ def _info(source: Checkpoint, target: Target, precision: str, quantization: Quan
         precision=precision,
         provider_options=provider_options(target.provider, precision, names, limits),
         quantization=asdict(quantization) if quantization else None,
+        threshold=source.spec.threshold,
     )
 
 

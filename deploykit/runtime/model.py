@@ -3,7 +3,9 @@
 N rows   L padded length   C labels
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from deploykit.errors import ArtifactError
 from deploykit.runtime import model_info
 from deploykit.runtime.batching import length_sorted_batches, pad
+from deploykit.runtime.cascade import FIRST, Answer, cascaded
 from deploykit.runtime.model_info import ModelInfo
 from deploykit.runtime.session import open_session, run_session
 from deploykit.runtime.tasks import RuntimeTask, decoder_of
@@ -25,10 +28,14 @@ Row = Mapping[str, Any]
 class Model:
     """A loaded model; safe to share between threads."""
 
-    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, session: ort.InferenceSession) -> None:
+    def __init__(
+        self, info: ModelInfo, tokenizer: Tokenizer, session: ort.InferenceSession, first: "Model | None" = None
+    ) -> None:
         self.info = info
         self.tokenizer = tokenizer
         self.session = session
+        self.first = first
+        """A cascade's smaller model, which is asked first."""
         self.task: RuntimeTask = decoder_of(info.task)
         self._output = info.outputs[:1]
 
@@ -41,13 +48,25 @@ class Model:
             EnvironmentMissing: its provider cannot run here.
         """
         info = model_info.read(path)
-        tokenizer = Tokenizer.open(path, max_length=info.max_length, pad_id=info.pad_id)
+        return cls._opened(path, Tokenizer.open(path, max_length=info.max_length, pad_id=info.pad_id), threads)
+
+    @classmethod
+    def _opened(cls, path: Path, tokenizer: Tokenizer, threads: int | None) -> "Model":
+        info = model_info.read(path)
         session = open_session(
             path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=threads
         )
         _require_names(path, "inputs", info.inputs, [node.name for node in session.get_inputs()])
         _require_names(path, "outputs", info.outputs, [node.name for node in session.get_outputs()])
-        return cls(info, tokenizer, session)
+        first = None if info.threshold is None else cls._opened(path / FIRST, tokenizer, threads)
+        if first is not None:
+            _require_kindred(path, info, first.info)
+        return cls(info, tokenizer, session, first)
+
+    @property
+    def last(self) -> "Model":
+        """This model without a smaller one that is asked first."""
+        return Model(dataclasses.replace(self.info, threshold=None), self.tokenizer, self.session)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoding]:
         """Encode rows as the task does."""
@@ -55,6 +74,11 @@ class Model:
 
     def run(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
         """Run one padded batch of at least one row; per row (C,), or (L,C) without padding."""
+        if self.first is not None:
+            return self._cascaded(encodings, self.first.run, self._run)
+        return self._run(encodings)
+
+    def _run(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
         feeds = pad(encodings, self.info.pad_id, self.info.inputs)
         (outputs,) = run_session(self.session, self._output, feeds)
         return self.task.unpad(outputs, encodings)
@@ -63,11 +87,18 @@ class Model:
         """Run any number of rows in length-sorted batches; answers are in the order given."""
         if len(encodings) == 1:
             return self.run(encodings)
+        if self.first is not None:
+            first, last = (partial(each.logits, batch_size=batch_size) for each in (self.first, self.last))
+            return self._cascaded(encodings, first, last)
         answers: dict[int, NDArray[np.float32]] = {}
         for indices in length_sorted_batches([len(encoding.ids) for encoding in encodings], batch_size):
             batch = self.run([encodings[index] for index in indices])
             answers.update(zip(indices.tolist(), batch, strict=True))
         return [answers[index] for index in range(len(encodings))]
+
+    def _cascaded(self, encodings: Sequence[Encoding], first: Answer, last: Answer) -> list[NDArray[np.float32]]:
+        assert self.info.threshold is not None
+        return cascaded(encodings, first, last, self.task, self.info.threshold)
 
     def predict(self, rows: Sequence[Row], batch_size: int = 32) -> list[dict[str, Any]]:
         """Answer rows, in order, with one JSON object each.
@@ -79,6 +110,18 @@ class Model:
             self.task.check(row, f"row {index}")
         encodings = self.encode(rows)
         return self.task.decode(self.logits(encodings, batch_size), encodings, rows, self.info.labels)
+
+
+def _require_kindred(path: Path, info: ModelInfo, first: ModelInfo) -> None:
+    """Check that a cascade's two models answer alike what they read alike."""
+    wanted, found = ((each.task, each.labels, each.max_length, each.pad_id) for each in (info, first))
+    if wanted != found:
+        raise ArtifactError(
+            path / FIRST,
+            expected="a model of the same task, labels, length and padding",
+            found="another",
+            next_step="export the checkpoint anew",
+        )
 
 
 def _require_names(path: Path, what: str, expected: Sequence[str], found: Sequence[str]) -> None:

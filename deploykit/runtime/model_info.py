@@ -37,6 +37,8 @@ class ModelInfo:
     """ONNX Runtime's options for the provider."""
     fusions: Mapping[str, Any] = field(default_factory=dict)
     quantization: Mapping[str, Any] | None = None
+    threshold: float | None = None
+    """The confidence from which the answer of the smaller model in the folder `first` stands; None: there is none."""
 
 
 def write(info: ModelInfo, folder: Path) -> None:

@@ -28,6 +28,8 @@ class RuntimeTask:
     """The model's padded output to one array per row."""
     decode: Callable[[Sequence[Logits], Sequence[Encoding], Sequence[Row], Sequence[str]], list[dict[str, Any]]]
     """Logits, encodings, rows and labels to one JSON object per row."""
+    confidence: Callable[[Logits, Encoding], float]
+    """How sure a row's answer is, a probability; raise DeploykitError where a logit is not finite."""
 
 
 TEXT_CLASSIFICATION = RuntimeTask(
@@ -36,6 +38,7 @@ TEXT_CLASSIFICATION = RuntimeTask(
     text_classification.encode,
     text_classification.unpad,
     text_classification.decode,
+    text_classification.confidence,
 )
 
 TOKEN_CLASSIFICATION = RuntimeTask(
@@ -44,6 +47,7 @@ TOKEN_CLASSIFICATION = RuntimeTask(
     token_classification.encode,
     token_classification.unpad,
     token_classification.decode,
+    token_classification.confidence,
 )
 
 RUNTIME_TASKS: Mapping[str, RuntimeTask] = {

@@ -77,6 +77,15 @@ def decode(
     return [_prediction(row, encoding, labels) for row, encoding in zip(logits, encodings, strict=True)]
 
 
+def confidence(logits: NDArray[np.float32], _encoding: Encoding) -> float:
+    """Return the probability of a row's label.
+
+    Raises:
+        DeploykitError: a logit is not finite.
+    """
+    return best_of_row(logits)[1]
+
+
 def _prediction(logits: NDArray[np.float32], encoding: Encoding, labels: Sequence[str]) -> dict[str, Any]:
     index, score = best_of_row(logits)
     prediction: dict[str, Any] = {"label": labels[index], "score": score}

@@ -112,6 +112,15 @@ def decode(
     return [_prediction(row_logits, encoding, row, labels) for row_logits, encoding, row in found]
 
 
+def confidence(logits: NDArray[np.float32], encoding: Encoding) -> float:
+    """Return the least probability of a word's label; 1 for a row without words.
+
+    Raises:
+        DeploykitError: a logit is not finite.
+    """
+    return float(best_of_rows(word_rows(logits, encoding))[1].min(initial=1.0))
+
+
 def entities_of(tags: Iterable[str]) -> list[Entity]:
     """Read whole entities from IOB2 tags, strictly: B- opens one, I- of the same label right after continues it.
 
