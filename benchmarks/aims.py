@@ -34,11 +34,11 @@ class Aim:
 
 
 AIMS = (
-    Aim("batch 1, x PyTorch eager", 20, ("single", "over_baseline")),
-    Aim("batch 1, x best int8 peer", 4, ("single", "over_best_int8_peer")),
+    Aim("batch 1, x PyTorch eager", 20, ("single", "mean", "over_baseline")),
+    Aim("batch 1, x best int8 peer", 4, ("single", "mean", "over_best_int8_peer")),
     Aim("offline, x PyTorch eager", 12, ("offline", "over_baseline")),
     Aim("offline, x best int8 peer", 3, ("offline", "over_best_int8_peer")),
-    Aim("post-training only, x int8", 1.6, ("single", "over_int8"), POST_TRAINING),
+    Aim("post-training only, x int8", 1.6, ("single", "mean", "over_int8"), POST_TRAINING),
     Aim("times smaller on disk", 8, ("smaller",)),
     Aim("share of the int8 rate, batch 32", 0.6, ("int8_share",)),
 )
@@ -48,6 +48,8 @@ MOST_SECONDS = 180
 
 def aims_of(systems: Mapping[str, Json], recipes: Mapping[str, Json]) -> list[dict[str, Any]]:
     """Hold a study's models against the bars; an aim without its model, or its peer, is left out.
+
+    Batch 1 counts the time of all rows together: the median would not see the rows that a cascade hands on.
 
     A bar is met where the lower end of the interval reaches it, within the accuracy budget and, without retraining,
     within `MOST_SECONDS`.

@@ -13,8 +13,9 @@ PLAN lists the studies; paths are relative to it:
 
 Each study is one interleaved run of `benchmarks.peers` on the test split, which nothing was chosen on. Aims are bars on
 the lower end of a 95% interval, and hold only where the model keeps 99% of the original's metric. Where a bar is
-missed, the table says by how much; `time` says where a call of one row goes, from ONNX Runtime's own profile. The int8
-share is the rate of the model's integer products at batch 32, over that of one large product on the same threads.
+missed, the table says by how much; `time` says where a call of one row goes, from ONNX Runtime's own profile. Batch 1
+is judged by the mean over rows, not the median. The int8 share is the rate of the model's integer products at batch 32,
+over that of one large product on the same threads; of a cascade, over both models.
 Run it on an idle machine. Prints tables, then one line of JSON.
 """
 
@@ -47,7 +48,9 @@ from deploykit.artifact import Artifact
 from deploykit.check.provider import node_runs, operator_of
 from deploykit.check.steps import chain_of
 from deploykit.data import open_dataset
+from deploykit.runtime import model_info
 from deploykit.runtime.batching import pad
+from deploykit.runtime.cascade import FIRST
 from deploykit.runtime.model import Model
 from deploykit.runtime.model_info import GRAPH
 from deploykit.runtime.session import open_session
@@ -132,11 +135,12 @@ def recipe_of(model: Path) -> dict[str, Any]:
 
 def int8_share(path: Path, question: Question, threads: int, folder: Path) -> dict[str, Any]:
     """Measure the rate of a model's integer products, over whole calls of 32 rows, against one large product's."""
-    model = Model.open(path, threads=threads)
     spread = np.linspace(0, len(question.offline) - 1, SHARE_BATCHES + 2).astype(int)[1:-1]
-    inputs = _inputs(model, question, [question.offline[index] for index in spread])
-    operations = sum(int8_operations(path / GRAPH, each) for each in inputs)
-    calls = {str(at): partial(model.session.run, None, each) for at, each in enumerate(inputs)}
+    operations, calls = 0, {}
+    for part, model in parts_of(path, threads).items():
+        inputs = _inputs(model, question, [question.offline[index] for index in spread])
+        operations += sum(int8_operations(part / GRAPH, each) for each in inputs)
+        calls |= {f"{part} {at}": partial(model.session.run, None, each) for at, each in enumerate(inputs)}
     seconds = sum(float(np.median(found)) for found in samples_ms(calls, SHARE_TURNS).values()) / 1e3
     rate = product_rates(threads, folder)["int8"]
     reached = operations / seconds / 1e9
@@ -144,12 +148,42 @@ def int8_share(path: Path, question: Question, threads: int, folder: Path) -> di
 
 
 def profile(path: Path, question: Question, threads: int, single: Json) -> dict[str, float]:
-    """Split the median call of one row: milliseconds of tokenizing and decoding, of each kind of node, and of the rest.
+    """Split the mean call of one row: milliseconds of tokenizing and decoding, of each kind of node, and of the rest.
 
     Nodes' shares are those of a profiled session, which is slower; they are scaled to the call that was timed.
     """
+    events, asked = [], question.single
+    for part, model in parts_of(path, threads).items():
+        events += _profiled(part, model, threads, _inputs(model, question, asked))
+        asked = [batch for batch in asked if not _is_sure(path, model, question, batch)]
+    spent: Counter[str] = Counter()
+    for event in node_runs(events):
+        spent[operator_of(event)] += event["dur"]
+    whole = sum(event["dur"] for event in events if event["name"] == "model_run")
+    model_ms = single["mean"]["model_ms"]
+    nodes = {name: model_ms * micros / whole for name, micros in spent.most_common()}
+    return {
+        "tokenize and decode": single["mean"]["ms"] - model_ms,
+        **nodes,
+        "between nodes": model_ms - sum(nodes.values()),
+    }
+
+
+def parts_of(path: Path, threads: int) -> dict[Path, Model]:
+    """Return every model that may answer, alone, by its folder, in the order in which they are asked."""
     model = Model.open(path, threads=threads)
-    inputs = _inputs(model, question, question.single)
+    return {path: model} if model.first is None else {path / FIRST: model.first, path: model.last}
+
+
+def _is_sure(path: Path, model: Model, question: Question, batch: Batch) -> bool:
+    """Tell whether a cascade's smaller model would answer a row itself; a model alone always does."""
+    (encoding,) = model.encode([question.rows[index] for index in batch])
+    threshold = model_info.read(path).threshold
+    return threshold is None or model.task.confidence(model.run([encoding])[0], encoding) >= threshold
+
+
+def _profiled(path: Path, model: Model, threads: int, inputs: Sequence[Json]) -> list[Json]:
+    """Return ONNX Runtime's profile of one model's calls."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(
             path / GRAPH,
@@ -160,18 +194,8 @@ def profile(path: Path, question: Question, threads: int, single: Json) -> dict[
         )
         for each in inputs:
             session.run(None, each)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    spent: Counter[str] = Counter()
-    for event in node_runs(events):
-        spent[operator_of(event)] += event["dur"]
-    whole = sum(event["dur"] for event in events if event["name"] == "model_run")
-    model_ms = single["model_p50_ms"]
-    nodes = {name: model_ms * micros / whole for name, micros in spent.most_common()}
-    return {
-        "tokenize and decode": single["p50_ms"] - model_ms,
-        **nodes,
-        "between nodes": model_ms - sum(nodes.values()),
-    }
+        events: list[Json] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
 
 
 def _inputs(model: Model, question: Question, batches: Sequence[Batch]) -> list[dict[str, NDArray[np.int64]]]:

@@ -124,7 +124,10 @@ def _accuracy(score: "Score", original: "Score | None") -> dict[str, Any]:
 
 
 def _latency(samples: Mapping[str, Samples], name: str, references: Mapping[str, str | None]) -> dict[str, Any]:
-    """Summarize calls of one row: medians, and how many times faster than the baseline and than the best int8 peer."""
+    """Summarize calls of one row: medians, and how many times faster than the baseline and than the best int8 peer.
+
+    `mean` says the same of all calls together, in which the rows that a cascade hands on have their weight.
+    """
     own = np.asarray(samples[name].total_s)
     p50 = percentile(own * 1e3, 0.5)
     return {
@@ -135,6 +138,11 @@ def _latency(samples: Mapping[str, Samples], name: str, references: Mapping[str,
         "model_p50_ms": float(np.median(samples[name].model_s)) * 1e3,
         "n": len(own),
         **_ratios(samples, references, lambda other: ratio_of_interleaved(np.asarray(other.total_s), own, 0.5)),
+        "mean": {
+            "ms": float(own.mean()) * 1e3,
+            "model_ms": float(np.mean(samples[name].model_s)) * 1e3,
+            **_ratios(samples, references, lambda other: total_ratio(other.total_s, samples[name].total_s)),
+        },
     }
 
 

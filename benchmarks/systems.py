@@ -116,7 +116,7 @@ def open_model(path: Path, checkpoint: "Checkpoint", threads: int) -> System:
         name=f"deploykit {path.resolve().name}",
         kind="deploykit",
         precision=info.precision,
-        num_bytes=_num_bytes(path / "model.onnx"),
+        num_bytes=sum(_num_bytes(file) for file in path.rglob("model.onnx")),
         encode=model.encode,
         run=model.run,
         decode=lambda logits, encodings, rows: model.task.decode(logits, encodings, rows, info.labels),
