@@ -23,7 +23,7 @@ from deploykit.checkpoint import Checkpoint, input_names, kept_when_stopped
 from deploykit.compress import observe
 from deploykit.compress.losses import attention_loss, attention_scores, hidden_loss, relation_loss, soft_label_loss
 from deploykit.compress.observe import Observed, Seen
-from deploykit.compress.teacher import TeacherOutputs, on_accelerator, teacher_outputs
+from deploykit.compress.teacher import TeacherOutputs, on_accelerator, states_to_keep, teacher_outputs
 from deploykit.tasks.task import IGNORED
 from deploykit.train.batch import LABELS, Batch, Example, examples_of
 from deploykit.train.labelled import Labelled, score
@@ -121,12 +121,13 @@ def distil_from(
     *train_sets, validation = rows
     settings, workdir = training
     names = dict.fromkeys((*input_names(model.model), *input_names(student.model)))
+    states = states_to_keep(model, [each.encodings for each in train_sets], objective.states())
     examples = [
         example
         for each in train_sets
         for example in with_teacher(
             examples_of(each.encodings, each.targets, list(names)),
-            teacher_outputs(source.digest, model, each.encodings, objective.states()),
+            teacher_outputs(source.digest, model, each.encodings, states),
         )
     ]
     with on_accelerator(model.model), kept_when_stopped(student, workdir.parent):

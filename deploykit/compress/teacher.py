@@ -6,7 +6,7 @@ kept in float16: their rounding, 5e-4 of a value, is far below what a student re
 
 Attention maps and relations grow with the square of the length and are not kept. What an attention reads is, one vector
 a token as a hidden state; queries, keys and values are computed from it again, at three matrices a layer. Where the
-states of a set would take more than 4 GiB, only the logits are kept, and the teacher runs beside its student.
+states of a training would take more than 16 GiB, only the logits are kept, and the teacher runs beside its student.
 
     L tokens of a row   C labels   H hidden size
 """
@@ -34,8 +34,8 @@ from deploykit.runtime.tokenizer import Encoding
 
 _BATCH_SIZE = 32
 _FORMAT = 1
-MOST_BYTES = 4 * 2**30
-"""Of the states of one set of rows on the disk."""
+MOST_BYTES = 16 * 2**30
+"""Of the states of all rows of a training on the disk."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,16 @@ class TeacherOutputs:
     logits: list[NDArray[np.float32]]
     """(C,) or (L,C) each."""
     states: Mapping[str, list[NDArray[np.float16]]]
-    """Name to (L,H) each; none where they are too large to keep."""
+    """Name to (L,H) each."""
+
+
+def states_to_keep(teacher: Checkpoint, sets: Sequence[Sequence[Encoding]], names: Sequence[str]) -> Sequence[str]:
+    """Return the names of states if those of all sets of rows together are few enough to keep, else none.
+
+    All sets or none: a batch mixes their rows.
+    """
+    one = 2 * families.hidden_size(teacher.model) * sum(len(encoding.ids) for rows in sets for encoding in rows)
+    return names if one * len(names) <= MOST_BYTES else ()
 
 
 def teacher_outputs(
@@ -65,8 +74,6 @@ def teacher_outputs(
     folder = environment.cache_dir() / "teacher" / _key(digest, encodings)
     folder.mkdir(parents=True, exist_ok=True)
     batches = length_sorted_batches([len(encoding.ids) for encoding in encodings], _BATCH_SIZE)
-    if _num_bytes(teacher, encodings) * len(names) > MOST_BYTES:
-        names = ()
     with FileLock(folder.with_suffix(".lock")):
         missing = [name for name in names if not _file(folder, name).is_file()]
         if missing or not (folder / "logits.npy").is_file():
@@ -84,11 +91,6 @@ def _key(digest: str, encodings: Sequence[Encoding]) -> str:
     for encoding in encodings:
         rows.update(np.array([len(encoding.ids), *encoding.ids, *encoding.type_ids], np.int64).tobytes())
     return artifact.digest_of([_FORMAT, digest, rows.hexdigest(), torch.__version__])
-
-
-def _num_bytes(teacher: Checkpoint, encodings: Sequence[Encoding]) -> int:
-    """Count the bytes of one state of all rows."""
-    return 2 * families.hidden_size(teacher.model) * sum(len(encoding.ids) for encoding in encodings)
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -11,7 +11,7 @@ from deploykit import checkpoint as checkpoints
 from deploykit.compress.distil import Distil
 from deploykit.data import open_dataset, open_unlabeled
 from deploykit.errors import DataError, UsageError
-from deploykit.train.labelled import score
+from deploykit.train.labelled import read_labelled, score
 from tests.models import make_checkpoint, make_dataset
 
 EPOCHS = 4
@@ -115,6 +115,16 @@ def test_rows_without_labels_are_learned_from_and_enter_the_digest_by_content(
     assert "unlabeled" not in first.node.settings
     (tmp_path / "more.txt").unlink()
     assert artifact.verify(first) == []
+
+
+def test_sets_of_rows_that_together_are_too_large_to_keep_are_learned_from_all_the_same(
+    bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = read_labelled(checkpoints.load(checkpoints.open_checkpoint(bert)), open_dataset(reviews), "train")
+    alone = 2 * 32 * sum(len(encoding.ids) for encoding in rows.encodings)
+    monkeypatch.setattr("deploykit.compress.teacher.MOST_BYTES", 2 * alone)  # the rows would fit, their copies not
+    made, _ = distilled(bert, reviews, tmp_path / "student", augment=2, epochs=1)
+    assert made.facts["rows"] == [len(rows), 2 * len(rows)]
 
 
 def test_a_row_without_the_tasks_input_is_refused_with_its_place(bert: Path, reviews: Path, tmp_path: Path):

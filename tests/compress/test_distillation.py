@@ -18,7 +18,7 @@ from deploykit.compress.distillation import (
     with_teacher,
 )
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths
-from deploykit.compress.teacher import teacher_outputs
+from deploykit.compress.teacher import states_to_keep, teacher_outputs
 from deploykit.data import open_dataset
 from deploykit.tasks.task import IGNORED, UNLABELED
 from deploykit.train.batch import Batch, collate, examples_of
@@ -40,7 +40,8 @@ def opened(model: Path, data: Path) -> tuple[Artifact, Checkpoint, Labelled]:
 
 
 def batch_of(source: Artifact, teacher: Checkpoint, rows: Labelled, objective: Objective) -> Batch:
-    outputs = teacher_outputs(source.digest, teacher, rows.encodings, objective.states())
+    kept = states_to_keep(teacher, [rows.encodings], objective.states())
+    outputs = teacher_outputs(source.digest, teacher, rows.encodings, kept)
     examples = with_teacher(examples_of(rows.encodings, rows.targets, input_names(teacher.model)), outputs)
     return collate(examples[:16], teacher.spec.pad_id)
 

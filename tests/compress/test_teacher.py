@@ -9,7 +9,7 @@ from deploykit import families
 from deploykit.checkpoint import Checkpoint, collate, input_names
 from deploykit.compress import observe
 from deploykit.compress import teacher as module
-from deploykit.compress.teacher import teacher_outputs
+from deploykit.compress.teacher import states_to_keep, teacher_outputs
 from deploykit.data import open_dataset
 from deploykit.train.labelled import Labelled, read_labelled
 from tests.models import make_checkpoint
@@ -104,9 +104,11 @@ def test_states_above_the_limit_are_not_kept_and_the_logits_are(bert: Path, revi
     digest, found, rows = opened(bert, reviews)
     one = 2 * 32 * sum(len(encoding.ids) for encoding in rows.encodings)
     monkeypatch.setattr(module, "MOST_BYTES", one)
-    assert list(teacher_outputs(digest, found, rows.encodings, BOTH[:1]).states) == BOTH[:1]
-    outputs = teacher_outputs(digest, found, rows.encodings, BOTH)
-    assert outputs.states == {}
+    assert states_to_keep(found, [rows.encodings], BOTH[:1]) == BOTH[:1]
+    assert states_to_keep(found, [rows.encodings], BOTH) == ()
+    assert states_to_keep(found, [rows.encodings[:20], rows.encodings[20:]], BOTH[:1]) == BOTH[:1]
+    assert states_to_keep(found, [rows.encodings, rows.encodings[:1]], BOTH[:1]) == (), "all sets together count"
+    outputs = teacher_outputs(digest, found, rows.encodings, BOTH[:1])
     assert len(outputs.logits) == len(rows)
     kept = sum(file.stat().st_size for file in (tmp_path / "cache" / "teacher").rglob("hidden-*.npy"))
     assert one <= kept < one + 200
