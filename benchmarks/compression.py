@@ -42,7 +42,7 @@ from benchmarks.export_variants import int8_operations, product_rates
 from benchmarks.interleave import Batch
 from benchmarks.peers import BATCH_SIZE, Question, asked_of, compare, opened, prepared, warm
 from benchmarks.systems import BASELINE, PEERS, open_model
-from benchmarks.turns import report, samples_ms
+from benchmarks.turns import Call, report, samples_ms
 from deploykit import artifact, checkpoint, environment, stage
 from deploykit.artifact import Artifact
 from deploykit.check.provider import node_runs, operator_of
@@ -136,7 +136,7 @@ def recipe_of(model: Path) -> dict[str, Any]:
 def int8_share(path: Path, question: Question, threads: int, folder: Path) -> dict[str, Any]:
     """Measure the rate of a model's integer products, over whole calls of 32 rows, against one large product's."""
     spread = np.linspace(0, len(question.offline) - 1, SHARE_BATCHES + 2).astype(int)[1:-1]
-    operations, calls = 0, {}
+    operations, calls = 0.0, dict[str, Call]()
     for part, model in parts_of(path, threads).items():
         inputs = _inputs(model, question, [question.offline[index] for index in spread])
         operations += sum(int8_operations(part / GRAPH, each) for each in inputs)

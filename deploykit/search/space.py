@@ -57,7 +57,8 @@ class Entry:
 def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
     depth = facts.depth
     fewer = sorted({round(depth * share) for share in (1 / 3, 1 / 2, 2 / 3, 5 / 6)} - {0, depth})
-    return {"layers": (0, *fewer), "epochs": (2, 4), "learning_rate": (5e-5, 1e-4, 2e-4)} if fewer else {}
+    others = {"epochs": (2, 4), "learning_rate": (5e-5, 1e-4, 2e-4), "augment": (0, 4)}
+    return {"layers": (0, *fewer), **others} if fewer else {}
 
 
 def _prune(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:

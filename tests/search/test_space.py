@@ -19,7 +19,7 @@ compress:
   - distil: {layers: 5, max_train_samples: 100}
   - quantize: {}
 search:
-  distil: {layers: [0, 2, 3], epochs: 1}
+  distil: {layers: [0, 2, 3], epochs: 1, augment: 0}
   prune:
     heads: [0, 0.5]
     ffn: [0]

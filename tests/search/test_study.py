@@ -25,7 +25,7 @@ from deploykit.train.labelled import labelled, score
 
 NARROWING = Narrowing(
     {
-        "distil": {"layers": (0, 1), "epochs": (1,), "learning_rate": (1e-3,)},
+        "distil": {"layers": (0, 1), "epochs": (1,), "learning_rate": (1e-3,), "augment": (0,)},
         "prune": {"heads": (0, 0.5), "ffn": (0,), "epochs": (0,)},
         "prune-post-training": {"speedup": (0,)},
         "train-quantized": {"epochs": (0,)},
