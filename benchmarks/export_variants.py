@@ -157,12 +157,17 @@ def _timed(files: Mapping[Variant, Path], threads: int, turns: int) -> list[dict
 
 def product_rates(threads: int, folder: Path) -> dict[str, float]:
     """Measure what one large matrix product reaches: GOP/s by precision."""
-    calls = {name: _product(name, folder / f"{name}.onnx", threads) for name in ("int8", "fp32")}
-    best = {name: float(found.min()) for name, found in samples_ms(calls, BATCH_TURNS).items()}
-    return {name: 2 * np.prod(LARGE) / milliseconds / 1e6 for name, milliseconds in best.items()}
+    calls = {name: product_call(name, folder / f"{name}.onnx", threads) for name in ("int8", "fp32")}
+    return {name: rate_of(found) for name, found in samples_ms(calls, BATCH_TURNS).items()}
 
 
-def _product(precision: str, file: Path, threads: int) -> Call:
+def rate_of(samples_ms_N: NDArray[np.float64]) -> float:
+    """Return the rate of the large product, GOP/s, at its best of N samples."""
+    return float(2 * np.prod(LARGE) / samples_ms_N.min() / 1e6)
+
+
+def product_call(precision: str, file: Path, threads: int) -> Call:
+    """Write the large product to `file`, and return a call of it."""
     x, graph = large_product(precision, LARGE)
     onnx.save(graph, file)
     session = open_session(file, provider="cpu", options={}, threads=threads)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import UsageError
+from deploykit.runtime import model_info
 from deploykit.runtime.batching import pad
 from deploykit.runtime.model import Model
 from deploykit.runtime.session import open_session
@@ -116,7 +117,7 @@ def open_model(path: Path, checkpoint: "Checkpoint", threads: int) -> System:
         name=f"deploykit {path.resolve().name}",
         kind="deploykit",
         precision=info.precision,
-        num_bytes=sum(_num_bytes(file) for file in path.rglob("model.onnx")),
+        num_bytes=model_info.num_bytes(path),
         encode=model.encode,
         run=model.run,
         decode=lambda logits, encodings, rows: model.task.decode(logits, encodings, rows, info.labels),

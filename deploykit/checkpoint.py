@@ -26,7 +26,8 @@ from deploykit.artifact import Artifact
 from deploykit.environment import cache_dir
 from deploykit.errors import CheckpointError, TrainingStopped, UsageError
 from deploykit.runtime import batching
-from deploykit.runtime.cascade import FIRST, cascaded
+from deploykit.runtime.cascade import cascaded
+from deploykit.runtime.model_info import FIRST
 from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
 from deploykit.spec import Quantization as Quantization

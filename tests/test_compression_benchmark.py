@@ -14,6 +14,7 @@ from deploykit.checkpoint import open_checkpoint
 from deploykit.compress.compress import Cascade, Prune, PrunePostTraining, Quantize, compress
 from deploykit.data import open_dataset
 from deploykit.export.export import Export
+from deploykit.runtime.model import Model
 from deploykit.stage import Stage
 
 
@@ -112,7 +113,12 @@ def test_of_a_cascade_both_models_are_counted(plan: Path, bert: Path, reviews: P
     made = stage.run(Cascade(first=str(small.path), share=0.5), large, data, small, out=tmp_path / "made")
     path = stage.run(Export(), made, out=tmp_path / "cascade").path
     source, question = prepared(open_checkpoint(bert), data, 12, tmp_path)
-    assert list(compression.parts_of(path, 1)) == [path / "first", path]
+    model = Model.open(path, threads=1)
+    assert list(compression.parts_of(path, model)) == [path / "first", path]
+    rows = model.encode(question.rows)
+    (_, first), (_, last) = compression.asked_of_parts(path, model, rows).values()
+    assert first == rows
+    assert 0 < len(last) < len(rows)
     assert open_model(path, source.checkpoint, 1).num_bytes == sum(
         (plan.parent / role / "model.onnx").stat().st_size for role in (aims.INT8, aims.CHOSEN)
     )

@@ -14,8 +14,8 @@ from deploykit.check.outputs import BATCH_SIZE, OwnParity, Part, Rows
 from deploykit.check.parity import TOLERANCES, Outputs, compare, judge
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress.waterfall import as_exported
-from deploykit.runtime.cascade import FIRST
 from deploykit.runtime.model import Model
+from deploykit.runtime.model_info import FIRST
 from deploykit.runtime.tokenizer import Encoding
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.runtime import model_info
-from deploykit.runtime.cascade import FIRST
 from deploykit.runtime.model import Model, Row
 from deploykit.runtime.session import EXECUTION_PROVIDERS, open_session
 from deploykit.runtime.tasks import decoder_of
@@ -74,18 +73,13 @@ def encoded_truth(model: Path, encodings: Sequence[Encoding]) -> dict[str, Any]:
     """
     info = model_info.read(model)
     tokenizer = Tokenizer.open(model, max_length=info.max_length, pad_id=info.pad_id)
-    parts, events = _parts(model), []
+    parts, events = model_info.folders(model), []
     for part in parts:
         events += _profiled(part, tokenizer, encodings[:_ROWS])
     found = placement(events, EXECUTION_PROVIDERS[info.provider])
     ok = found.heavy > 0 and not found.misplaced
     fusions = _added([model_info.read(part).fusions for part in parts])
     return {"provider": info.provider, "fusions": fusions, "ok": ok, **asdict(found)}
-
-
-def _parts(model: Path) -> list[Path]:
-    """Return the folder of a model, and those of the smaller ones before it."""
-    return [model] if model_info.read(model).threshold is None else [model, *_parts(model / FIRST)]
 
 
 def _added(fusions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from deploykit.data import read_split
 from deploykit.errors import ArtifactError
 from deploykit.evidence import Evidence, subject_of
 from deploykit.export.write import Target, write_model
-from deploykit.runtime.model_info import GRAPH, Provider
+from deploykit.runtime.model_info import Provider, num_bytes
 from deploykit.runtime.tasks import decoder_of
 
 PYTORCH = "PyTorch"
@@ -85,7 +85,7 @@ class Steps:
             systems = {str(index): each for index, each in enumerate([_in_pytorch(chain[0], self), *models])}
             samples = self._samples(systems, shuffled(split, self.seed))
             memory = [peak_bytes(path, split.rows[: self.batch_size]) for path in folders]
-            sizes = [_size(path) for path in folders]
+            sizes = [checkpoint_bytes(folders[0]), *map(num_bytes, folders[1:])]
         rows = rows_of(waterfall.read(last.path), samples, sizes, memory)
         return _written(self, rows, samples, (dataset, last), scratch)
 
@@ -182,10 +182,9 @@ def _in_pytorch(original: Artifact, settings: Steps) -> Predict:
     return predict
 
 
-def _size(folder: Path) -> int:
-    """Add up the files that hold weights."""
-    files = list(folder.rglob(f"{GRAPH}*")) or list(folder.rglob("*.safetensors"))
-    return sum(file.stat().st_size for file in files)
+def checkpoint_bytes(folder: Path) -> int:
+    """Add up the files that hold a checkpoint's weights; exports that lie beside or below them are not its own."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _written(

@@ -22,7 +22,7 @@ from deploykit.check.provider import encoded_truth
 from deploykit.checkpoint import num_parameters
 from deploykit.compress import waterfall
 from deploykit.evidence import Evidence, Gate, Metric, subject_of
-from deploykit.runtime.model_info import GRAPH
+from deploykit.runtime import model_info
 from deploykit.tasks import Score
 
 TASK_REPORT = "task-report.json"
@@ -83,7 +83,7 @@ class Validate:
             "provider": truth,
             "waterfall": waterfall.read(case.own.path),
             "dropped": list(case.own.facts.get(waterfall.DROPPED, ())),
-            "size_bytes": _size_bytes(case.exported),
+            "size_bytes": model_info.num_bytes(case.exported.path),
             "parameters": sum(num_parameters(each.model) for each in case.source.parts),
         }
         found = _evidence(case, gates, details)
@@ -224,12 +224,6 @@ def _warnings(case: Case, details: Mapping[str, Any]) -> list[str]:
     if truncated := sum(encoding.truncated for encoding in case.encodings):
         found.append(f"{truncated} of {len(case.rows)} texts are longer than the model takes and were cut")
     return found
-
-
-def _size_bytes(exported: Artifact) -> int:
-    """Return the bytes of the graphs and their weights."""
-    files = (exported.path / name for name in exported.files)
-    return sum(file.stat().st_size for file in files if file.name.startswith(GRAPH))
 
 
 def _write_samples(case: Case, own: outputs.OwnParity, scratch: Path) -> None:

@@ -1,8 +1,9 @@
 """Cascade: a smaller model answers what it is sure of, the checkpoint the rest.
 
 The confidence from which the small model's answer stands is decided on the validation rows: the fewest rows are handed
-on with which the metric stays within the budget (Li et al. 2021, CascadeBERT, section 3; Wang et al. 2022, Wisdom of
-Committees, section 4). Both models stay as they are, and answer with the arithmetic that will be exported.
+on with which the metric stays within the budget. Complete models in a cascade, by confidence, are those of Li et al.
+2021 (CascadeBERT, abstract), without their training for calibration. Both models stay as they are, and answer with the
+arithmetic that will be exported.
 
     N rows   K sums that the metric is made of
 """
@@ -63,6 +64,13 @@ class Cascade:
             UsageError: the checkpoint is a cascade itself, or the smaller model answers or reads something else.
         """
         source, data, *further = sources
+        if len(further) != 1:
+            raise UsageError(
+                "cascade.first",
+                expected="its checkpoint among the sources",
+                found=f"{len(further)}",
+                next_step="give it after the rows",
+            )
         last, first = checkpoint.load(source), checkpoint.load(further[0])
         _require_kindred(first, last)
         validation = read_labelled(last, data, "validation")

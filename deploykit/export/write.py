@@ -21,8 +21,7 @@ from deploykit.export.lower_embeddings import quantize_rows
 from deploykit.export.provider_options import Limits, provider_options
 from deploykit.export.trace import OUTPUT, trace
 from deploykit.runtime import model_info
-from deploykit.runtime.cascade import FIRST
-from deploykit.runtime.model_info import ModelInfo, Precision, Provider
+from deploykit.runtime.model_info import FIRST, ModelInfo, Precision, Provider
 from deploykit.runtime.session import open_session
 
 PRECISIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -76,7 +75,7 @@ def _written(source: Checkpoint, folder: Path, target: Target) -> Mapping[str, A
     if source.first is not None:
         (folder / FIRST).mkdir()
         facts[FIRST] = _written(source.first, folder / FIRST, target)
-    size = sum(file.stat().st_size for file in folder.rglob(f"{model_info.GRAPH}*"))
+    size = model_info.num_bytes(folder)
     return {"metrics": [asdict(Metric("size_bytes", size, "bytes", "lower"))], **facts}
 
 

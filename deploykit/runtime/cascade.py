@@ -1,7 +1,7 @@
 """A cascade: a small model answers first, and a larger one answers whatever the small one is not sure of.
 
-Both are whole models of the same task and tokenizer, not exits of one: a shallow exit shares its layers with the deep
-one and serves it badly (Li et al. 2021, CascadeBERT, section 3). A row's confidence is the task's, a probability.
+Both are whole models of the same task and tokenizer, not exits of one, whose shallow layers know too little for a sure
+answer (Li et al. 2021, CascadeBERT, abstract). A row's confidence is the task's, a probability.
 
     N rows   C labels   L tokens
 """
@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 
 from deploykit.runtime.tasks import RuntimeTask
 from deploykit.runtime.tokenizer import Encoding
-
-FIRST = "first"
-"""The folder of the small model, inside the large one's."""
 
 Logits = NDArray[np.float32]
 Answer = Callable[[Sequence[Encoding]], list[Logits]]

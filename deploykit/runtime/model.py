@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from deploykit.errors import ArtifactError
 from deploykit.runtime import model_info
 from deploykit.runtime.batching import length_sorted_batches, pad
-from deploykit.runtime.cascade import FIRST, Answer, cascaded
-from deploykit.runtime.model_info import ModelInfo
+from deploykit.runtime.cascade import Answer, cascaded
+from deploykit.runtime.model_info import FIRST, ModelInfo
 from deploykit.runtime.session import open_session, run_session
 from deploykit.runtime.tasks import RuntimeTask, decoder_of
 from deploykit.runtime.tokenizer import Encoding, Tokenizer

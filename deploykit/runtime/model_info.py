@@ -11,6 +11,8 @@ from deploykit.errors import ArtifactError
 
 FILE = "deploykit.json"
 GRAPH = "model.onnx"
+FIRST = "first"
+"""The folder of a cascade's smaller model, inside the larger one's: of an exported model and of a checkpoint alike."""
 FORMAT = 1
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -67,6 +69,24 @@ def read(folder: Path) -> ModelInfo:
             found=f"a broken field ({cause})",
             next_step="export the checkpoint anew",
         ) from cause
+
+
+def folders(folder: Path) -> list[Path]:
+    """Return an exported model's folder, and after it those of the smaller ones that are asked before it.
+
+    Raises:
+        ArtifactError: `deploykit.json` of one is missing or broken.
+    """
+    return [folder] if read(folder).threshold is None else [folder, *folders(folder / FIRST)]
+
+
+def num_bytes(folder: Path) -> int:
+    """Add up an exported model's graphs and weights, those of the smaller ones before it too.
+
+    Raises:
+        ArtifactError: `deploykit.json` of one is missing or broken.
+    """
+    return sum(file.stat().st_size for part in folders(folder) for file in part.glob(f"{GRAPH}*"))
 
 
 def _from_json(value: Mapping[str, Any]) -> ModelInfo:

@@ -80,7 +80,7 @@ class Tokenizer:
             ) from cause
 
     def _encoded(self, inputs: Sequence[str | tuple[str, str]]) -> Sequence[tokenizers.Encoding]:
-        """Run the backend; one row without the threads that a batch is spread over, in two thirds of the time."""
+        """Run the backend; one row without the threads that a batch is spread over, in 0.7 of the time."""
         if len(inputs) == 1:
             (only,) = inputs
             return [self._backend.encode(only) if isinstance(only, str) else self._backend.encode(*only)]

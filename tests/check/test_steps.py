@@ -5,7 +5,7 @@ import pytest
 
 from deploykit import artifact, cli, commands, evidence
 from deploykit.check.memory import peak_bytes
-from deploykit.check.steps import PYTORCH, TURN, Steps, chain_of, rows_of, slower
+from deploykit.check.steps import PYTORCH, TURN, Steps, chain_of, checkpoint_bytes, rows_of, slower
 from deploykit.compress.compress import Prune, Quantize
 from deploykit.errors import ArtifactError, DeploykitError
 
@@ -33,6 +33,14 @@ def test_every_step_is_measured_from_pytorch_to_the_last(measured):
     assert all(row["p50_ms"] > 0 and row["throughput_per_s"] > 0 for row in rows)
     assert rows[1]["size_bytes"] > rows[2]["size_bytes"] > rows[3]["size_bytes"]
     assert rows[0]["memory_bytes"] > rows[3]["memory_bytes"] > 10_000_000, "PyTorch itself takes memory"
+
+
+def test_an_export_inside_the_originals_folder_is_none_of_its_bytes(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    (tmp_path / "onnx").mkdir()
+    for file in ("model.onnx", "onnx/model.onnx", "onnx/model.safetensors"):
+        (tmp_path / file).write_bytes(b"1234567890")
+    assert checkpoint_bytes(tmp_path) == 5
 
 
 def test_every_raw_sample_is_kept(measured):

@@ -17,6 +17,7 @@ from deploykit.data import open_dataset
 from deploykit.errors import ArtifactError, CheckpointError, UsageError
 from deploykit.export.export import Export
 from deploykit.package import Package
+from deploykit.runtime import model_info
 from deploykit.runtime.model import Model
 from deploykit.tasks import Score
 from tests.check.known import make_known, spoiled
@@ -223,6 +224,12 @@ def test_a_small_model_of_another_kind_is_refused(line, task: str, tmp_path: Pat
         )
 
 
+def test_a_small_model_that_is_named_and_not_given_is_missed(line, tmp_path: Path):
+    _, data, large, small = line
+    with pytest.raises(UsageError, match="its checkpoint among the sources"):
+        stage.run(Cascade(first=str(small.path), share=0.5), large, data, out=tmp_path / "x")
+
+
 def test_nothing_comes_after_a_cascade(line, made: Artifact, tmp_path: Path):
     _, data, _, small = line
     for after in (Quantize(), Distil(layers=1), Prune(ffn=0.5)):
@@ -238,6 +245,9 @@ def test_a_cascade_may_stand_before_a_model_and_a_quantization_before_a_cascade(
     three = stage.run(Cascade(first=str(made.path), share=0.5), large, data, made, out=tmp_path / "three")
     assert len(checkpoints.load(three).parts) == 3
     exported = stage.run(Export(), three, out=tmp_path / "model")
+    assert model_info.folders(exported.path) == [exported.path / name for name in ("", "first", "first/first")]
+    files = [exported.path / name for name in exported.files if name.endswith("model.onnx")]
+    assert model_info.num_bytes(exported.path) == sum(file.stat().st_size for file in files)
     proof = stage.run(LOOSE, exported, data, original, out=tmp_path / "proof")
     assert failed(proof) == set()
 
