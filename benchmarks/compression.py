@@ -15,7 +15,8 @@ Each study is one interleaved run of `benchmarks.peers` on the test split, which
 the lower end of a 95% interval, and hold only where the model keeps 99% of the original's metric. Where a bar is
 missed, the table says by how much; `time` says where a call of one row goes, from ONNX Runtime's own profile. Batch 1
 is judged by the mean over rows, not the median. The int8 share is the rate of the model's integer products at batch 32,
-over that of one large product on the same threads; of a cascade, over both models.
+over that of one large product on the same threads: in their kernels' own time, and in the time of whole calls; of a
+cascade, over both models.
 Run it on an idle machine. Prints tables, then one line of JSON.
 """
 
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,8 @@ from deploykit.runtime.tokenizer import Encoding
 
 SHARE_BATCHES, SHARE_TURNS = 3, 8
 """Batches of 32 whose integer products are timed, spread over the lengths, and the turns of each."""
+INT8_KERNELS = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention")
+"""Operators of integer products in ONNX Runtime's graph, with what quantizes their inputs."""
 MACHINE = "machine"
 """The large product among the timed calls."""
 
@@ -111,7 +114,8 @@ def _study(study: Study, threads: int, num_rows: int) -> dict[str, Any]:
     facts = {role: recipe_of(path) for role, path in study.models.items()}
     by_name = {system["name"]: system for system in found["systems"]}
     original_bytes = by_name[BASELINE]["size_bytes"]
-    by_name[CHOSEN] |= {"int8_share": share["share"], "smaller": original_bytes / by_name[CHOSEN]["size_bytes"]}
+    by_name[CHOSEN] |= {f"int8_{key}": share[key] for key in ("share", "kernels")}
+    by_name[CHOSEN] |= {"smaller": original_bytes / by_name[CHOSEN]["size_bytes"]}
     return {
         "name": study.name,
         **asked_of(original, data, source, question),
@@ -138,18 +142,29 @@ def int8_share(path: Path, question: Question, threads: int, folder: Path) -> di
     """Measure the rate of a model's integer products, over whole calls of 32 rows, against one large product's.
 
     They are timed in turn: on a machine with neighbours the product's own rate was 252 to 364 GOP/s within hours.
+    `kernels` is the share that the products reach in their own time, that of quantizing their inputs included: the
+    part of a call that they take is from ONNX Runtime's profile.
     """
     spread = np.linspace(0, len(question.offline) - 1, SHARE_BATCHES + 2).astype(int)[1:-1]
-    operations, calls = 0.0, dict[str, Call]()
+    operations, calls, events = 0.0, dict[str, Call](), []
     for part, model in parts_of(path, Model.open(path, threads=threads)).items():
         inputs = _inputs(model, question, [question.offline[index] for index in spread])
         operations += sum(int8_operations(part / GRAPH, each) for each in inputs)
         calls |= {f"{part} {at}": partial(model.session.run, None, each) for at, each in enumerate(inputs)}
+        events += _profiled(part, model, threads, inputs * SHARE_TURNS)
     machine = product_call("int8", folder / "product.onnx", threads)
     samples = samples_ms({MACHINE: machine, **calls}, SHARE_TURNS)
     rate = rate_of(samples.pop(MACHINE))
     reached = operations / sum(float(np.median(found)) for found in samples.values()) / 1e6
-    return {"gops": reached, "machine_gops": rate, "share": reached / rate, "batch_size": BATCH_SIZE}
+    kernels = sum(event["dur"] for event in node_runs(events) if operator_of(event) in INT8_KERNELS)
+    share = reached / rate
+    return {
+        "gops": reached,
+        "machine_gops": rate,
+        "share": share,
+        "kernels": share * _micros(events) / kernels if kernels else None,
+        "batch_size": BATCH_SIZE,
+    }
 
 
 def profile(path: Path, question: Question, threads: int, single: Json) -> dict[str, float]:
@@ -165,7 +180,7 @@ def profile(path: Path, question: Question, threads: int, single: Json) -> dict[
     spent: Counter[str] = Counter()
     for event in node_runs(events):
         spent[operator_of(event)] += event["dur"]
-    whole = sum(event["dur"] for event in events if event["name"] == "model_run")
+    whole = _micros(events)
     model_ms = single["mean"]["model_ms"]
     nodes = {name: model_ms * micros / whole for name, micros in spent.most_common()}
     return {
@@ -188,6 +203,11 @@ def asked_of_parts(
         return {path: (model, encodings)}
     rest = [row for row in encodings if model.task.confidence(model.first.run([row])[0], row) < model.info.threshold]
     return {**asked_of_parts(path / FIRST, model.first, encodings), path: (model.last, rest)}
+
+
+def _micros(events: Iterable[Json]) -> float:
+    """Return how long a profile's calls took, in microseconds."""
+    return float(sum(event["dur"] for event in events if event["name"] == "model_run"))
 
 
 def _profiled(path: Path, model: Model, threads: int, inputs: Sequence[Json]) -> list[Json]:
