@@ -24,6 +24,7 @@ from deploykit.check.ratio import percentile
 from deploykit.data import open_dataset
 from deploykit.errors import OutputExists, RecipeError
 from deploykit.evidence import Evidence, Gate, Metric, Verdict
+from deploykit.families import Structure
 from deploykit.pipeline import PipelineSteps
 from deploykit.recipe import Pipeline
 from deploykit.search import confirm
@@ -89,8 +90,8 @@ def _claim(out: Path) -> None:
 def _prepared(pipeline: Pipeline, out: Path, settings: SearchSettings, until: float | None, say: Say) -> Job:
     """Make what all trials share, once, whichever process comes first."""
     with FileLock(out / ".prepare.lock"):
-        subject, depth = _subject(pipeline, out, say)
-    facts = Facts(depth, pipeline.export.provider, pipeline.export.precision)
+        subject, structure = _subject(pipeline, out, say)
+    facts = Facts(structure, pipeline.export.provider, pipeline.export.precision)
     space = space_of(facts, pipeline.compress, pipeline.search)
     identity = {
         "format": FORMAT,
@@ -108,8 +109,8 @@ def _prepared(pipeline: Pipeline, out: Path, settings: SearchSettings, until: fl
     return Job(subject, storage, Budget(max_drop, settings.target_ms), settings.most, until)
 
 
-def _subject(pipeline: Pipeline, out: Path, say: Say) -> tuple[Subject, int]:
-    """Fine-tune where asked, export the original and score it; return how many layers it has too."""
+def _subject(pipeline: Pipeline, out: Path, say: Say) -> tuple[Subject, Structure]:
+    """Fine-tune where asked, export the original and score it; return its structure too."""
     data = open_dataset(pipeline.data)
     task = task_named(pipeline.task)
     split = task.read(data.path, SPLIT)
@@ -122,7 +123,7 @@ def _subject(pipeline: Pipeline, out: Path, say: Say) -> tuple[Subject, int]:
     exported = steps.exported_original(original)
     threads = pipeline.bench.threads if pipeline.bench else None
     subject = Subject(original, exported, data, split, pipeline.export, threads, score_of(exported.path, split))
-    return subject, len(families.blocks(checkpoint.load(original, task.name).model))
+    return subject, families.structure_of(checkpoint.load(original, task.name).model)
 
 
 def _original_ms(subject: Subject) -> float:

@@ -21,6 +21,7 @@ from deploykit.compress.compress import (
     TrainQuantized,
 )
 from deploykit.errors import RecipeError, UsageError
+from deploykit.families import Structure
 from deploykit.search.narrowing import Narrowing
 from deploykit.stage import Stage, settings_of
 
@@ -35,8 +36,8 @@ Choose = Callable[[str, tuple[Value, ...]], Value]
 class Facts:
     """What the choices depend on."""
 
-    depth: int
-    """Layers of the original."""
+    structure: Structure
+    """Of the original."""
     provider: str
     precision: str | None
 
@@ -55,10 +56,21 @@ class Entry:
 
 
 def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
-    depth = facts.depth
+    depth = len(facts.structure.heads)
     fewer = sorted({round(depth * share) for share in (1 / 3, 1 / 2, 2 / 3, 5 / 6)} - {0, depth})
-    others = {"epochs": (2, 4), "learning_rate": (5e-5, 1e-4, 2e-4), "augment": (0, 4)}
+    others = {
+        "heads": _narrower(facts.structure.heads, 2),
+        "ffn": _narrower(facts.structure.ffn, 4),
+        "epochs": (2, 4),
+        "learning_rate": (1e-4, 2e-4, 5e-4),
+        "augment": (0, 4),
+    }
     return {"layers": (0, *fewer), **others} if fewer else {}
+
+
+def _narrower(widths: Sequence[int], divisor: int) -> tuple[Value, ...]:
+    """Return the widths of a student's layers to try: the original's, and that divided."""
+    return (None, *([narrower] if (narrower := min(widths) // divisor) else []))
 
 
 def _prune(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
@@ -236,7 +248,7 @@ def space_of(facts: Facts, own: Sequence[Stage], narrowing: Narrowing, entries: 
         if choices and entry.stage.verb not in narrowing.without:
             parts.append(_part(entry, choices, theirs.get(entry.stage.verb, {}), narrowing))
             _require_possible(parts[-1], narrowing)
-    _require_depth(facts.depth, narrowing)
+    _require_depth(len(facts.structure.heads), narrowing)
     _require_one_of_two(parts, narrowing)
     return Space(tuple(parts))
 

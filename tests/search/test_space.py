@@ -1,5 +1,6 @@
 """The space of recipes: what it holds, how a pipeline narrows it, and where its mistakes are told."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,16 @@ import pytest
 from deploykit import recipe
 from deploykit.compress.compress import Distil, Prune, PrunePostTraining, Quantize
 from deploykit.errors import RecipeError
+from deploykit.families import Structure
 from deploykit.search.narrowing import Narrowing
 from deploykit.search.space import Facts, space_of
 
-FACTS = Facts(6, "cpu", "int8")
+
+def facts_of(layers: int, provider: str = "cpu", precision: str | None = None) -> Facts:
+    return Facts(Structure((12,) * layers, (1536,) * layers), provider, precision)
+
+
+FACTS = facts_of(6, precision="int8")
 PIPELINE = """\
 task: text-classification
 data: reviews
@@ -40,15 +47,14 @@ def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_pat
     pipeline = loaded(tmp_path)
     space = space_of(FACTS, pipeline.compress, pipeline.search)
     found = recipes(space)
-    rates = (5e-5, 2e-4)
-    students = [
-        None,
-        *(Distil(layers=n, epochs=1, learning_rate=r, max_train_samples=100) for n in (2, 3) for r in rates),
-    ]
-    assert {stages[0] for stages in found if isinstance(stages[0], Distil)} >= {s for s in students if s}
+    students = {
+        Distil(layers=n, heads=h, ffn=f, epochs=1, learning_rate=r, max_train_samples=100)
+        for n, h, f, r in itertools.product((2, 3), (None, 6), (None, 384), (1e-4, 2e-4, 5e-4))
+    }
+    assert {stages[0] for stages in found if isinstance(stages[0], Distil)} == students
     assert {stages[-1] for stages in found} == {Quantize(weight_bits=7), Quantize(weight_bits=8)}
     assert {stage.heads for stages in found for stage in stages if isinstance(stage, Prune)} == {0.5}
-    assert len(found) == len(set(found)) == (1 + 2 * 3) * (1 + 2 + 3) * 2 * 2
+    assert len(found) == len(set(found)) == (1 + 2 * 4 * 3) * (1 + 2 + 3) * 2 * 2
 
 
 def test_stages_come_in_the_order_of_the_table_and_are_left_out_where_switched_off():
@@ -102,15 +108,17 @@ def test_values_that_do_not_go_together_are_located(tmp_path):
 def test_the_first_recipe_is_int8_alone_even_where_the_section_wants_more(tmp_path):
     pipeline = loaded(tmp_path, PIPELINE.replace("[0, 2, 3]", "[2, 3]"))
     assert space_of(FACTS, pipeline.compress, pipeline.search).gentlest() == (Quantize(),)
-    assert space_of(Facts(6, "cuda", "fp16"), (), Narrowing()).gentlest() == ()
+    assert space_of(facts_of(6, "cuda", "fp16"), (), Narrowing()).gentlest() == ()
 
 
 def test_a_gpu_and_fp32_have_no_int8_and_one_layer_nothing_to_drop():
     assert ("quantize",) not in {
-        tuple(s.verb for s in r) for r in recipes(space_of(Facts(6, "cuda", None), (), Narrowing()))
+        tuple(s.verb for s in r) for r in recipes(space_of(facts_of(6, "cuda", None), (), Narrowing()))
     }
-    assert not any("distil" in [s.verb for s in r] for r in recipes(space_of(Facts(1, "cpu", None), (), Narrowing())))
-    assert () in recipes(space_of(Facts(6, "cpu", None), (), Narrowing()))
+    assert not any(
+        "distil" in [s.verb for s in r] for r in recipes(space_of(facts_of(1, "cpu", None), (), Narrowing()))
+    )
+    assert () in recipes(space_of(facts_of(6, "cpu", None), (), Narrowing()))
 
 
 def test_a_stage_that_is_false_is_never_tried(tmp_path):
@@ -147,7 +155,7 @@ def test_what_only_the_checkpoint_shows_is_located_too(tmp_path):
         space_of(FACTS, pipeline.compress, pipeline.search)
     assert ":8: search.distil.layers" in caught.value.where
     with pytest.raises(RecipeError, match="have a use for") as caught:
-        space_of(Facts(7, "cuda", None), pipeline.compress, pipeline.search)
+        space_of(facts_of(7, "cuda", None), pipeline.compress, pipeline.search)
     assert ":12: search.quantize" in caught.value.where
 
 
@@ -161,7 +169,7 @@ def test_a_recipe_prunes_in_one_way_whoever_chooses():
     assert space.assignment_of(both[1:]) is not None
     precisions = {s.precision for r in recipes(space) for s in r if isinstance(s, PrunePostTraining)}
     assert precisions == {"int8"}
-    for facts in (Facts(6, "cuda", "fp16"), Facts(6, "cpu", "int4")):
+    for facts in (facts_of(6, "cuda", "fp16"), facts_of(6, "cpu", "int4")):
         assert not any("prune-post-training" in [s.verb for s in r] for r in recipes(space_of(facts, (), Narrowing())))
 
 

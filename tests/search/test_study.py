@@ -14,6 +14,7 @@ from deploykit.data import open_dataset, read_split
 from deploykit.errors import GateFailed, ResourceError, UsageError
 from deploykit.evidence import Metric
 from deploykit.export.export import Export
+from deploykit.families import Structure
 from deploykit.search import front, trial, worker
 from deploykit.search.choose import Budget
 from deploykit.search.narrowing import Narrowing
@@ -25,13 +26,21 @@ from deploykit.train.labelled import labelled, score
 
 NARROWING = Narrowing(
     {
-        "distil": {"layers": (0, 1), "epochs": (1,), "learning_rate": (1e-3,), "augment": (0,)},
+        "distil": {
+            "layers": (0, 1),
+            "epochs": (1,),
+            "learning_rate": (1e-3,),
+            "augment": (0,),
+            "heads": (None,),
+            "ffn": (None,),
+        },
         "prune": {"heads": (0, 0.5), "ffn": (0,), "epochs": (0,)},
         "prune-post-training": {"speedup": (0,)},
         "train-quantized": {"epochs": (0,)},
     }
 )
-SPACE = space_of(Facts(2, "cpu", "int8"), (), NARROWING)
+FACTS = Facts(Structure((2, 2), (32, 32)), "cpu", "int8")
+SPACE = space_of(FACTS, (), NARROWING)
 RECIPES = {("quantize",), ("distil", "quantize"), ("prune", "quantize"), ("distil", "prune", "quantize")}
 BUDGET = Budget(0.01)
 
@@ -226,7 +235,7 @@ def test_another_search_in_the_same_folder_is_refused_with_what_differs(tmp_path
     opened(tmp_path)
     with pytest.raises(UsageError, match="found another checkpoint"):
         opened(tmp_path, checkpoint="d")
-    wider = space_of(Facts(2, "cpu", "int8"), (Distil(layers=1),), Narrowing())
+    wider = space_of(FACTS, (Distil(layers=1),), Narrowing())
     with pytest.raises(UsageError, match="found another search space"):
         opened(tmp_path, wider)
 
