@@ -176,7 +176,9 @@ def profile(path: Path, question: Question, threads: int, single: Json) -> dict[
     asked = asked_of_parts(path, model, model.encode([question.rows[index] for (index,) in question.single]))
     for part, (own, encodings) in asked.items():
         inputs = [pad([encoding], own.info.pad_id, own.info.inputs) for encoding in encodings]
-        events += _profiled(part, own, threads, inputs)
+        short = [each for each in inputs if own.session_for(each) is not own.session]
+        events += _profiled(part, own, 1, short)
+        events += _profiled(part, own, threads, [each for each in inputs if own.session_for(each) is own.session])
     spent: Counter[str] = Counter()
     for event in node_runs(events):
         spent[operator_of(event)] += event["dur"]

@@ -27,7 +27,7 @@ from deploykit.compress.latency_table import TOLERANCE, LatencyTable, fitted, pl
 from deploykit.compress.slicing import slice_parts
 from deploykit.export.write import Target, write_model
 from deploykit.families import Structure
-from deploykit.runtime.batching import pad
+from deploykit.runtime.batching import blank
 from deploykit.runtime.model import Model
 from deploykit.runtime.model_info import Precision
 from deploykit.runtime.session import run_session
@@ -128,7 +128,7 @@ def _exported(checkpoint: Checkpoint, structure: Structure, under: Conditions, f
 
 
 def _call(model: Model, lengths: Sequence[int]) -> Call:
-    """Return a call that runs one row of the next length; the tokens are those of no text, which costs the same."""
-    rows = [Encoding([0] * n, [0] * n, [(0, 0)] * n, [None] * n, [False] * n, truncated=False) for n in lengths]
-    feeds = [pad([row], model.info.pad_id, model.info.inputs) for row in rows]
-    return lambda index: run_session(model.session, model.info.outputs, feeds[index % len(feeds)])
+    """Return a call that runs one row of the next length."""
+    feeds = [blank(length, model.info.inputs) for length in lengths]
+    calls = [(model.session_for(each), model.info.outputs, each) for each in feeds]
+    return lambda index: run_session(*calls[index % len(calls)])

@@ -31,6 +31,12 @@ def pad(encodings: Sequence[Encoding], pad_id: int, names: Sequence[str]) -> dic
     return {name: _padded(name, encodings, shape, pad_id) for name in names}
 
 
+def blank(length: int, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Return one row of tokens that are those of no text, which costs a model what a text of that length does."""
+    row = Encoding([0] * length, [0] * length, [(0, 0)] * length, [None] * length, [False] * length, truncated=False)
+    return pad([row], 0, names)
+
+
 def _padded(name: str, encodings: Sequence[Encoding], shape: tuple[int, int], pad_id: int) -> NDArray[np.int64]:
     padded = np.full(shape, pad_id if name == "input_ids" else 0, np.int64)
     for row, encoding in enumerate(encodings):

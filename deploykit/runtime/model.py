@@ -13,11 +13,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from deploykit.environment import num_cores
 from deploykit.errors import ArtifactError
 from deploykit.runtime import model_info
-from deploykit.runtime.batching import length_sorted_batches, pad
+from deploykit.runtime.batching import blank, length_sorted_batches, pad
 from deploykit.runtime.cascade import Answer, cascaded
 from deploykit.runtime.model_info import FIRST, ModelInfo
+from deploykit.runtime.one_thread import Feeds, OneThread, fitted, tokens_of
 from deploykit.runtime.session import open_session, run_session
 from deploykit.runtime.tasks import RuntimeTask, decoder_of
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
@@ -29,11 +31,19 @@ class Model:
     """A loaded model; safe to share between threads."""
 
     def __init__(
-        self, info: ModelInfo, tokenizer: Tokenizer, session: ort.InferenceSession, first: "Model | None" = None
+        self,
+        info: ModelInfo,
+        tokenizer: Tokenizer,
+        session: ort.InferenceSession,
+        *,
+        one_thread: OneThread | None = None,
+        first: "Model | None" = None,
     ) -> None:
         self.info = info
         self.tokenizer = tokenizer
         self.session = session
+        self.one_thread = one_thread
+        """Runs the inputs that are too short to share among threads."""
         self.first = first
         """A cascade's smaller model, which is asked first."""
         self.task: RuntimeTask = decoder_of(info.task)
@@ -42,6 +52,10 @@ class Model:
     @classmethod
     def open(cls, path: Path, *, threads: int | None = None) -> "Model":
         """Load an exported model on the provider it was exported for.
+
+        Args:
+            path: the exported model.
+            threads: the most that a call takes; every core this process may use, unless given.
 
         Raises:
             ArtifactError: the folder holds none, or its parts do not fit together.
@@ -53,20 +67,24 @@ class Model:
     @classmethod
     def _opened(cls, path: Path, tokenizer: Tokenizer, threads: int | None) -> "Model":
         info = model_info.read(path)
-        session = open_session(
-            path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=threads
-        )
+        graph = path / model_info.GRAPH
+        session = open_session(graph, provider=info.provider, options=info.provider_options, threads=threads)
         _require_names(path, "inputs", info.inputs, [node.name for node in session.get_inputs()])
         _require_names(path, "outputs", info.outputs, [node.name for node in session.get_outputs()])
         first = None if info.threshold is None else cls._opened(path / FIRST, tokenizer, threads)
         if first is not None:
             _require_kindred(path, info, first.info)
-        return cls(info, tokenizer, session, first)
+        one_thread = None
+        if info.provider == "cpu" and (threads or num_cores()) > 1:
+            alone = open_session(graph, provider=info.provider, options=info.provider_options, threads=1)
+            one_thread = fitted(session, alone, lambda tokens: blank(tokens, info.inputs), info.max_length)
+        return cls(info, tokenizer, session, one_thread=one_thread, first=first)
 
     @property
     def last(self) -> "Model":
         """This model without a smaller one that is asked first."""
-        return Model(dataclasses.replace(self.info, threshold=None), self.tokenizer, self.session)
+        info = dataclasses.replace(self.info, threshold=None)
+        return Model(info, self.tokenizer, self.session, one_thread=self.one_thread)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoding]:
         """Encode rows as the task does."""
@@ -80,8 +98,14 @@ class Model:
 
     def _run(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
         feeds = pad(encodings, self.info.pad_id, self.info.inputs)
-        (outputs,) = run_session(self.session, self._output, feeds)
+        (outputs,) = run_session(self.session_for(feeds), self._output, feeds)
         return self.task.unpad(outputs, encodings)
+
+    def session_for(self, feeds: Feeds) -> ort.InferenceSession:
+        """Return the session that is faster for an input."""
+        if self.one_thread is not None and tokens_of(feeds) <= self.one_thread.most_tokens:
+            return self.one_thread.session
+        return self.session
 
     def logits(self, encodings: Sequence[Encoding], batch_size: int = 32) -> list[NDArray[np.float32]]:
         """Run any number of rows in length-sorted batches; answers are in the order given."""

@@ -1,0 +1,116 @@
+"""Short inputs take one thread where that is faster, and answer alike."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from deploykit import stage
+from deploykit.checkpoint import open_checkpoint
+from deploykit.compress.compress import Quantize
+from deploykit.data import open_dataset
+from deploykit.export.export import Export
+from deploykit.runtime import model as models
+from deploykit.runtime.batching import blank
+from deploykit.runtime.model import Model
+from deploykit.runtime.one_thread import OneThread, break_even, fitted
+from tests.models import CLASS_LABELS, VOCABULARY, tiny_config, write_tokenizer
+
+
+class Session:
+    """Takes `fixed` seconds and `each` a token, on a clock that it moves."""
+
+    now = 0.0
+
+    def __init__(self, fixed: float, each: float) -> None:
+        self.fixed, self.each = fixed, each
+
+    def run(self, _outputs: None, feeds: dict[str, Any]) -> None:
+        Session.now += self.fixed + self.each * feeds["input_ids"].size
+
+
+def fit(shared: Session, alone: Session, longest: int = 512) -> OneThread | None:
+    return fitted(shared, alone, lambda tokens: blank(tokens, ["input_ids"]), longest, lambda: Session.now)
+
+
+@pytest.mark.parametrize("even", [9, 26, 100])
+def test_the_break_even_is_found(even: int) -> None:
+    # Waking costs what the second thread saves at `even` tokens: alone 2 a token, shared 1 a token and `even`.
+    found = fit(Session(even, 1.0), Session(0.0, 2.0))
+    assert found is not None
+    assert found.most_tokens == pytest.approx(even, abs=1)
+    assert found.session.fixed == 0.0
+
+
+def test_where_one_thread_never_pays_there_is_none() -> None:
+    assert fit(Session(7.9, 1.0), Session(0.0, 2.0)) is None
+    assert fit(Session(0.0, 1.0), Session(0.0, 1.0)) is None
+
+
+def test_where_it_always_pays_the_longest_that_was_timed_is_the_most() -> None:
+    for longest, most in ((512, 128), (40, 40), (4, 4)):
+        found = fit(Session(1000.0, 1.0), Session(0.0, 2.0), longest)
+        assert found is not None
+        assert found.most_tokens == most
+
+
+def test_no_length_is_asked_about_after_the_first_that_costs() -> None:
+    asked: list[int] = []
+
+    def saved(tokens: int) -> float:
+        asked.append(tokens)
+        return 20.0 - tokens
+
+    assert break_even(saved, 8, 128) == 20
+    assert asked == [8, 16, 32]
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def folder(request: pytest.FixtureRequest, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model wide enough for its products to be shared among threads."""
+    made = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    config = tiny_config("bert", CLASS_LABELS)
+    config.update({"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 1024})
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(made / "checkpoint")
+    write_tokenizer(made / "checkpoint")
+    checkpoint = open_checkpoint(made / "checkpoint")
+    if request.param == "int8":
+        checkpoint = stage.run(Quantize(), checkpoint, open_dataset(reviews), out=made / "quantized")
+    return stage.run(Export(), checkpoint, out=made / "model").path
+
+
+def test_answers_are_the_same_bit_for_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 20))
+    model = Model.open(folder, threads=3)
+    assert model.one_thread is not None
+    for tokens in range(2, 64):
+        feeds = blank(tokens, model.info.inputs)
+        feeds["input_ids"] = np.random.default_rng(tokens).integers(5, len(VOCABULARY), (1, tokens))
+        assert (model.session_for(feeds) is model.session) == (tokens > 20)
+        shared, alone = (each.run(None, feeds)[0] for each in (model.session, model.one_thread.session))
+        assert np.array_equal(shared, alone)
+
+
+def test_a_row_is_answered_by_the_session_that_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 20))
+    ran = []
+
+    def run(session: Any, outputs: Any, feeds: Any) -> Any:
+        ran.append(session)
+        return session.run(outputs, feeds)
+
+    monkeypatch.setattr(models, "run_session", run)
+    model = Model.open(folder, threads=2)
+    for text in ("good", "good " * 30):
+        model.predict([{"text": text}])
+    model.predict([{"text": "good " * 8}] * 3)  # ten tokens a row, thirty together
+    assert model.one_thread is not None
+    assert ran == [model.one_thread.session, model.session, model.session]
+
+
+def test_a_model_on_one_thread_has_nothing_to_fit(folder: Path) -> None:
+    assert Model.open(folder, threads=1).one_thread is None
