@@ -71,7 +71,8 @@ def compress(
     Every stage's result is kept in the cache under its origin, so a stopped run goes on where it was and recipes with
     the same beginning share it. A step that is not worth it (see `worth`) is dropped: the next one goes on from the
     checkpoint before it, and the result's fact `dropped` tells what was measured. Where all are, the result is the
-    checkpoint as it was.
+    checkpoint as it was. What prepares a quantization (`smooth`, `train-quantized`) is judged by the quantization right
+    after it, beside the same one without.
 
     Args:
         source: the checkpoint.
@@ -93,21 +94,30 @@ def compress(
     reads = [(data, *_further(each)) for each in stages]
     if out.exists() and not force:
         existing = _finished(out, source, list(zip(stages, reads, strict=True)))
-        _tell(existing, told, tell)
-        for refused in existing.facts.get(waterfall.DROPPED, ())[len(source.facts.get(waterfall.DROPPED, ())) :]:
-            tell({**refused, waterfall.DROPPED: refused["reason"]})
+        _tell(waterfall.read(existing.path), told, tell)
+        for one in existing.facts.get(waterfall.DROPPED, ())[len(source.facts.get(waterfall.DROPPED, ())) :]:
+            tell({**one, waterfall.DROPPED: one["reason"]})
         return existing
     made, dropped = source, list(source.facts.get(waterfall.DROPPED, ()))
+    preparations: list[tuple[Artifact, Artifact]] = []
+    """Before and after, of the steps right before this one that prepare a quantization."""
     for each, read in zip(stages, reads, strict=True):
-        kept = cache_dir() / "stages" / stage.node_before(each, made, *read).origin
-        result = _kept(each, (made, *read), kept)
-        refused = None if getattr(each, "judged_later", False) else worth.dropped(made, result, data)
-        if refused is None:
-            made = result
-            told = _tell(made, told, tell)
-        else:
-            dropped.append(refused)
-            told = _tell_dropped(result, told, refused, tell)
+        before, made = made, _made(each, made, read)
+        if getattr(each, "judged_later", False):
+            preparations.append((before, made))
+            continue
+        refused: list[Mapping[str, Any]] = []
+        if isinstance(each, Quantize):
+            before, made, refused = _without_pointless(each, read, preparations, (before, made))
+        preparations = []
+        told = _tell(waterfall.read(made.path)[:-1], told, tell)
+        if (pointless := worth.dropped(before, made, data)) is not None:
+            refused, made = [*refused, pointless], before
+        for one in refused:
+            tell({**one, waterfall.DROPPED: one["reason"]})
+        dropped += refused
+        told = _tell(waterfall.read(made.path), told, tell)
+    _tell(waterfall.read(made.path), told, tell)
     if processes.is_first():
         artifact.copy(made, out, facts=_facts(made, dropped), replace=force)
     processes.wait()
@@ -138,6 +148,11 @@ def _further(each: Stage) -> list[Artifact]:
     return [opener[kinds[name]](path) for name, path in stage.further_sources(each).items() if path]
 
 
+def _made(each: Stage, source: Artifact, read: Sequence[Artifact]) -> Artifact:
+    """Run a stage on a checkpoint into the cache, or find what it made there."""
+    return _kept(each, (source, *read), cache_dir() / "stages" / stage.node_before(each, source, *read).origin)
+
+
 def _kept(each: Stage, sources: Sequence[Artifact], out: Path) -> Artifact:
     """Run a stage into the cache; another run that needs the same result meanwhile waits for it.
 
@@ -149,20 +164,38 @@ def _kept(each: Stage, sources: Sequence[Artifact], out: Path) -> Artifact:
         return stage.run(each, *sources, out=out, force=True)
 
 
-def _tell(made: Artifact, told: int, tell: OnRow) -> int:
-    """Hand on the rows that are new; return how many there are now."""
-    rows = waterfall.read(made.path)
+def _without_pointless(
+    quantize: Stage,
+    read: Sequence[Artifact],
+    preparations: Sequence[tuple[Artifact, Artifact]],
+    step: tuple[Artifact, Artifact],
+) -> tuple[Artifact, Artifact, list[Mapping[str, Any]]]:
+    """Take away the preparations that gave a quantization nothing, the last one first.
+
+    Args:
+        quantize: the quantization.
+        read: what it reads beside the checkpoint, the data first.
+        preparations: before and after each.
+        step: before and after the quantization, with all of them.
+
+    Returns:
+        before and after the quantization with what is left, and a record of each that is not, in their order.
+    """
+    refused: list[Mapping[str, Any]] = []
+    for unprepared, prepared in reversed(preparations):
+        without = _made(quantize, unprepared, read)
+        pointless = worth.preparation_dropped(prepared, without, step[1], read[0])
+        if pointless is None:
+            break
+        refused, step = [pointless, *refused], (unprepared, without)
+    return *step, refused
+
+
+def _tell(rows: Sequence[Mapping[str, Any]], told: int, tell: OnRow) -> int:
+    """Hand on the rows that are new; return how many are told now."""
     for row in rows[told:]:
         tell(row)
-    return len(rows)
-
-
-def _tell_dropped(result: Artifact, told: int, refused: Mapping[str, Any], tell: OnRow) -> int:
-    """Hand on the rows before a dropped step that are new, and then its own; return how many stay."""
-    *rows, last = waterfall.read(result.path)
-    for row in [*rows[told:], {**last, waterfall.DROPPED: refused["reason"]}]:
-        tell(row)
-    return len(rows)
+    return max(told, len(rows))
 
 
 def _facts(made: Artifact, dropped: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

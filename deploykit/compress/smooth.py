@@ -49,7 +49,7 @@ class Smooth:
     makes: ClassVar[Kind] = "checkpoint"
     resumes: ClassVar[bool] = False
     judged_later: ClassVar[bool] = True
-    """`compress` does not ask whether it was worth it: in float nothing changes, `quantize` has the gain."""
+    """Whether it was worth it, `compress` asks of the quantization right after it: in float nothing changes."""
 
     def __post_init__(self) -> None:
         """Check the values.

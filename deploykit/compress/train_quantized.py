@@ -51,7 +51,7 @@ class TrainQuantized:
     makes: ClassVar[Kind] = "checkpoint"
     resumes: ClassVar[bool] = True
     judged_later: ClassVar[bool] = True
-    """`compress` does not ask whether it was worth it: the size stays, and `quantize` has the gain in accuracy."""
+    """Whether it was worth it, `compress` asks of the quantization right after it, which has the gain in accuracy."""
 
     def __post_init__(self) -> None:
         """Check the values.

@@ -74,16 +74,43 @@ def dropped(before: Artifact, made: Artifact, data: Artifact) -> dict[str, Any] 
     if row.get("missed") or is_smaller(first["num_bytes"], row["num_bytes"]):
         return None
     found = compared(before, made, data)
-    if found.is_worth_it:
+    said = f"{row['stage']} was dropped, neither smaller, better nor faster"
+    return None if found.is_worth_it else _record(made.node.origin, row, first, found, said)
+
+
+def preparation_dropped(prepared: Artifact, without: Artifact, made: Artifact, data: Artifact) -> dict[str, Any] | None:
+    """Judge a step that prepares a quantization by what the quantization made of it; else as `dropped`.
+
+    Args:
+        prepared: the step's result.
+        without: the quantization of what the step read.
+        made: the quantization of `prepared`.
+        data: the validation rows.
+    """
+    first, row = waterfall.read(without.path)[-1], waterfall.read(made.path)[-1]
+    if is_smaller(first["num_bytes"], row["num_bytes"]):
         return None
+    found = compared(without, made, data)
+    step = waterfall.read(prepared.path)[-1]
+    said = f"{step['stage']} was dropped, {row['stage']} after it neither smaller, better nor faster than without it"
+    return None if found.is_worth_it else _record(prepared.node.origin, {**row, **_named(step)}, first, found, said)
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("stage", "settings")}
+
+
+def _record(
+    origin: str, row: Mapping[str, Any], first: Mapping[str, Any], found: Comparison, said: str
+) -> dict[str, Any]:
     return {
         **row,
-        "origin": made.node.origin,
+        "origin": origin,
         "num_bytes_before": first["num_bytes"],
         **asdict(found),
         "environment_key": environment.key(),
         "processor": environment.describe().get("processor"),
-        "reason": _reason(first, row, found),
+        "reason": f"{said}: {_reason(first, row, found)}",
     }
 
 
@@ -143,7 +170,7 @@ def _reason(before: Mapping[str, Any], row: Mapping[str, Any], found: Comparison
     size = f"{before['num_bytes'] / 1e6:.4g} MB before and {row['num_bytes'] / 1e6:.4g} after"
     gain, speedup = _in_words(found.gain, "+.4f"), _in_words(found.speedup, ".3g")
     metric = f"{row['metric']} {gain} on validation"
-    return f"{row['stage']} was dropped, neither smaller, better nor faster: {size}, {metric}, {speedup} times as fast"
+    return f"{size}, {metric}, {speedup} times as fast"
 
 
 def _in_words(found: Interval, form: str) -> str:

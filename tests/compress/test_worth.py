@@ -13,7 +13,7 @@ from deploykit.check.latency import Rounds
 from deploykit.check.statistics import Interval
 from deploykit.checkpoint import load, open_checkpoint
 from deploykit.compress import compress, waterfall, worth
-from deploykit.compress.compress import Distil, Prune, Quantize, Smooth
+from deploykit.compress.compress import Distil, Prune, Quantize, Smooth, TrainQuantized
 from deploykit.compress.worth import Comparison, is_smaller
 from deploykit.data import open_dataset
 from deploykit.errors import OutputExists
@@ -151,10 +151,53 @@ def test_where_every_step_is_dropped_the_checkpoint_stays_as_it_was(line, takes,
     assert steps.each_step(made) is None
 
 
-def test_what_prepares_a_later_step_is_not_judged(line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(worth, "compare", None)
-    made = compressed(line, (Smooth(calibration_rows=32), Quantize()), tmp_path / "out")
+SMOOTHED = (Smooth(calibration_rows=32), Quantize())
+
+
+def test_what_prepares_a_quantization_is_judged_by_it_and_dropped(line, takes, tmp_path: Path):
+    takes(SAME_N)
+    told: list[Any] = []
+    made = compressed(line, SMOOTHED, tmp_path / "out", on_row=told.append)
+    assert made.digest == compressed(line, (Quantize(),), tmp_path / "without").digest
+    assert [(row["stage"], "dropped" in row) for row in told] == [
+        ("original", False),
+        ("smooth", True),
+        ("quantize", False),
+    ]
+    (refused,) = made.facts[waterfall.DROPPED]
+    assert (refused["stage"], refused["settings"]["alpha"]) == ("smooth", 0.5)
+    assert "quantize after it neither smaller, better nor faster than without it" in refused["reason"]
+    assert compressed(line, SMOOTHED, tmp_path / "out").digest == made.digest
+
+
+def test_what_prepares_a_quantization_stays_where_that_is_better_for_it(line, tmp_path: Path, monkeypatch):
+    asked = []
+
+    def compare(before, made, _data):
+        asked.append([[row["stage"] for row in waterfall.read(each.path)] for each in (before, made)])
+        return Comparison(Interval(0.1, 0.05, 0.2), None)
+
+    monkeypatch.setattr(worth, "compare", compare)
+    made = compressed(line, SMOOTHED, tmp_path / "out")
     assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "smooth", "quantize"]
+    assert asked == [[["original", "quantize"], ["original", "smooth", "quantize"]]]
+
+
+def test_both_of_two_preparations_are_judged(line, takes, tmp_path: Path):
+    takes(SAME_N)
+    trained = TrainQuantized(epochs=1, learning_rate=1e-9)
+    made = compressed(line, (SMOOTHED[0], trained, Quantize()), tmp_path / "out")
+    assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "quantize"]
+    assert [refused["stage"] for refused in made.facts[waterfall.DROPPED]] == ["smooth", "train-quantized"]
+
+
+def test_a_preparation_with_another_step_between_is_not_judged(line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worth, "compare", None)
+    told: list[Any] = []
+    stages = (SMOOTHED[0], Prune(ffn=0.5, multiple=8), Quantize())
+    made = compressed(line, stages, tmp_path / "out", on_row=told.append)
+    assert [row["stage"] for row in waterfall.read(made.path)] == [row["stage"] for row in told]
+    assert [row["stage"] for row in told] == ["original", "smooth", "prune", "quantize"]
 
 
 def test_a_step_that_missed_its_target_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
