@@ -14,7 +14,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from deploykit import families
+from deploykit.checkpoint import Checkpoint
 from deploykit.runtime.tokenizer import Encoding
+from deploykit.train.labelled import Labelled, without_labels
 
 PROBABILITY = 0.4
 NEIGHBOURS = 15
@@ -41,6 +44,14 @@ def augmented(
     rng = np.random.default_rng(seed)
     index_of = {word: index for index, word in enumerate(words.tolist())}
     return [_copy(encoding, near_WK, index_of, rng) for _ in range(copies) for encoding in encodings]
+
+
+def augmented_rows(teacher: Checkpoint, rows: Labelled, copies: int, seed: int) -> list[Labelled]:
+    """Return the copies of some rows as a set of rows without labels; no set where there are to be none."""
+    if not copies:
+        return []
+    table_VH = families.word_embeddings(teacher.model).numpy()
+    return [without_labels(teacher, augmented(rows.encodings, table_VH, copies, seed), rows.file)]
 
 
 def single_token_words(encoding: Encoding) -> list[int]:

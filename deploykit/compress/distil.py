@@ -16,12 +16,12 @@ from deploykit import checkpoint, families, stage
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
-from deploykit.compress.augment import augmented
+from deploykit.compress.augment import augmented_rows
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
 from deploykit.compress.source import load_float
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths, spread
 from deploykit.errors import UsageError
-from deploykit.train.labelled import Labelled, read_labelled, unlabeled, without_labels
+from deploykit.train.labelled import Labelled, read_labelled, unlabeled
 from deploykit.train.loop import training_of
 
 CALIBRATION_ROWS = 512
@@ -210,12 +210,8 @@ class Distil:
     def _without_labels(self, teacher: Checkpoint, rows: Labelled, further: list[Artifact]) -> list[Labelled]:
         """Return the rows that have no label: the user's own, and augmented ones."""
         _require(bool(further) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
-        found = [unlabeled(teacher, each) for each in further]
-        if self.augment:
-            table = families.word_embeddings(teacher.model).numpy()
-            copies = augmented(rows.encodings, table, self.augment, self.seed)
-            found.append(without_labels(teacher, copies, rows.file))
-        return found
+        own = [unlabeled(teacher, each) for each in further]
+        return [*own, *augmented_rows(teacher, rows, self.augment, self.seed)]
 
 
 def _require_same_heads(matched: Sequence[tuple[int, int]], own: Sequence[int], theirs: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from deploykit import families
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import latency_probes, waterfall
+from deploykit.compress.augment import augmented_rows
 from deploykit.compress.budget import Served, budget, require_targets
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
 from deploykit.compress.finished_steps import Found, forget, once
@@ -58,6 +59,8 @@ class Prune:
     batch_size: int = 32
     seed: int = 0
     max_train_samples: int | None = None
+    augment: int = 0
+    """Copies of each training row with some words replaced by near ones, for the unpruned model to judge."""
     layers: int | None = None
     """How many whole layers to remove; shares are then of those that stay."""
     hidden_size: int | None = None
@@ -96,8 +99,11 @@ class Prune:
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         require_targets({name: getattr(self, name) for name in _TARGETS})
-        if self.epochs < 0:
-            raise ValueError(f"epochs must not be negative, not {self.epochs}")
+        for name in ("epochs", "augment"):
+            if (number := getattr(self, name)) < 0:
+                raise ValueError(f"{name} must not be negative, not {number}")
+        if self.augment and not (self.epochs and self._objective(((1, 1),)).asks_the_teacher()):
+            raise ValueError("augment has no effect without epochs, or where alpha is 1 and hidden_weight is 0")
         self._objective(()), self._training(0)
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
@@ -117,7 +123,8 @@ class Prune:
         sample = rows.sample(self.calibration_rows, self.seed)
         goal = self._goal(before, sample)
         plan = self._plan(before, sample, goal)
-        learn = (rows.sample(self.max_train_samples, self.seed), validation)
+        learned = rows.sample(self.max_train_samples, self.seed)
+        learn = (learned, *augmented_rows(before, learned, self.augment, self.seed), validation)
         made, facts = self._stepwise(plan, partial(self._recovered, (source, before), learn, scratch), scratch)
         row = waterfall.measure(made, validation, self.verb, settings_of(self))
         row = replace(row, missed=goal.missed(made) if goal else None)
@@ -164,7 +171,7 @@ class Prune:
     def _recovered(
         self,
         teacher: tuple[Artifact, Checkpoint],
-        learn: tuple[Labelled, Labelled],
+        learn: tuple[Labelled, ...],
         scratch: Path,
         found: Found,
         step: int,

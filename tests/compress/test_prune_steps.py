@@ -289,6 +289,20 @@ def test_sizes_that_do_not_fit_the_model_are_refused(settings, named: str, bert:
     assert not (tmp_path / "out").exists()
 
 
+def test_recovery_learns_from_augmented_copies_of_the_rows_that_it_takes(
+    bert: Path, reviews: Path, tmp_path: Path, monkeypatch
+):
+    learned = []
+
+    def distil(teacher: Any, student: Any, rows: Any, *rest: Any) -> Any:
+        learned.append([len(each) for each in rows])
+        return distil_from(teacher, student, rows, *rest)
+
+    monkeypatch.setattr(prune, "distil_from", distil)
+    pruned(bert, reviews, tmp_path / "out", ffn=0.5, steps=2, epochs=1, augment=3, max_train_samples=8)
+    assert learned == [[8, 24, 48], [8, 24, 48]]
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -304,6 +318,9 @@ def test_sizes_that_do_not_fit_the_model_are_refused(settings, named: str, bert:
         ({"layers": 0}, "layers must be at least 1"),
         ({"hidden_size": 0}, "hidden_size must be at least 1"),
         ({"ffn": 0.5, "steps": 0}, "steps must be at least 1"),
+        ({"ffn": 0.5, "augment": -1, "epochs": 1}, "augment must not be negative"),
+        ({"ffn": 0.5, "augment": 1}, "augment has no effect"),
+        ({"ffn": 0.5, "augment": 1, "epochs": 1, "alpha": 1.0, "hidden_weight": 0.0}, "augment has no effect"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(settings: dict[str, Any], named: str):
