@@ -74,7 +74,7 @@ def _narrower(widths: Sequence[int], divisor: int) -> tuple[Value, ...]:
 
 
 def _prune(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
-    return {"heads": (0, 0.25, 0.5), "ffn": (0, 0.25, 0.5, 0.75), "epochs": (0, 1)}
+    return {"heads": (0, 0.25, 0.5), "ffn": (0, 0.25, 0.5, 0.75), "epochs": (0, 1, 3)}
 
 
 def _prune_post_training(facts: Facts) -> Mapping[str, tuple[Value, ...]]:

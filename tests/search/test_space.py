@@ -54,7 +54,7 @@ def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_pat
     assert {stages[0] for stages in found if isinstance(stages[0], Distil)} == students
     assert {stages[-1] for stages in found} == {Quantize(weight_bits=7), Quantize(weight_bits=8)}
     assert {stage.heads for stages in found for stage in stages if isinstance(stage, Prune)} == {0.5}
-    assert len(found) == len(set(found)) == (1 + 2 * 4 * 3) * (1 + 2 + 3) * 2 * 2
+    assert len(found) == len(set(found)) == (1 + 2 * 4 * 3) * (1 + 3 + 3) * 2 * 2
 
 
 def test_stages_come_in_the_order_of_the_table_and_are_left_out_where_switched_off():
