@@ -19,7 +19,7 @@ from deploykit.runtime import model_info
 from deploykit.runtime.batching import blank, length_sorted_batches, pad
 from deploykit.runtime.cascade import Answer, cascaded
 from deploykit.runtime.model_info import FIRST, ModelInfo
-from deploykit.runtime.one_thread import Feeds, OneThread, fitted, tokens_of
+from deploykit.runtime.one_thread import MOST_BYTES, Feeds, OneThread, fitted, tokens_of
 from deploykit.runtime.session import open_session, run_session
 from deploykit.runtime.tasks import RuntimeTask, decoder_of
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
@@ -67,17 +67,15 @@ class Model:
     @classmethod
     def _opened(cls, path: Path, tokenizer: Tokenizer, threads: int | None) -> "Model":
         info = model_info.read(path)
-        graph = path / model_info.GRAPH
-        session = open_session(graph, provider=info.provider, options=info.provider_options, threads=threads)
+        session = open_session(
+            path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=threads
+        )
         _require_names(path, "inputs", info.inputs, [node.name for node in session.get_inputs()])
         _require_names(path, "outputs", info.outputs, [node.name for node in session.get_outputs()])
         first = None if info.threshold is None else cls._opened(path / FIRST, tokenizer, threads)
         if first is not None:
             _require_kindred(path, info, first.info)
-        one_thread = None
-        if info.provider == "cpu" and (threads or num_cores()) > 1:
-            alone = open_session(graph, provider=info.provider, options=info.provider_options, threads=1)
-            one_thread = fitted(session, alone, lambda tokens: blank(tokens, info.inputs), info.max_length)
+        one_thread = _fitted(path, info, session, threads or num_cores())
         return cls(info, tokenizer, session, one_thread=one_thread, first=first)
 
     @property
@@ -134,6 +132,15 @@ class Model:
             self.task.check(row, f"row {index}")
         encodings = self.encode(rows)
         return self.task.decode(self.logits(encodings, batch_size), encodings, rows, self.info.labels)
+
+
+def _fitted(path: Path, info: ModelInfo, session: ort.InferenceSession, threads: int) -> OneThread | None:
+    """Open a model on one thread too, where it is narrow enough for that to be faster, and keep what is."""
+    num_bytes = sum(file.stat().st_size for file in path.glob(f"{model_info.GRAPH}*"))
+    if info.provider != "cpu" or threads == 1 or num_bytes > MOST_BYTES:
+        return None
+    alone = open_session(path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=1)
+    return fitted(session, alone, lambda tokens: blank(tokens, info.inputs), info.max_length)
 
 
 def _require_kindred(path: Path, info: ModelInfo, first: ModelInfo) -> None:

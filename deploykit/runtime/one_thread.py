@@ -15,6 +15,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+MOST_BYTES = 64_000_000
+"""Of weights: a second session costs as much memory again, and a model of more is not narrow."""
+
 Feeds = Mapping[str, NDArray[np.int64]]
 Clock = Callable[[], float]
 """Seconds from any fixed point."""

@@ -112,5 +112,11 @@ def test_a_row_is_answered_by_the_session_that_fits(folder: Path, monkeypatch: p
     assert ran == [model.one_thread.session, model.session, model.session]
 
 
-def test_a_model_on_one_thread_has_nothing_to_fit(folder: Path) -> None:
+def test_a_model_on_one_thread_or_of_many_bytes_has_nothing_to_fit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 20))
+    assert Model.open(folder, threads=2).one_thread is not None
     assert Model.open(folder, threads=1).one_thread is None
+    monkeypatch.setattr(models, "MOST_BYTES", (folder / "model.onnx").stat().st_size - 1)
+    assert Model.open(folder, threads=2).one_thread is None
