@@ -9,7 +9,7 @@ from torch import nn
 from deploykit import checkpoint as checkpoints
 from deploykit import stage
 from deploykit.compress import compress as line
-from deploykit.compress import waterfall
+from deploykit.compress import waterfall, worth
 from deploykit.compress.compress import Quantize
 from deploykit.compress.fake_quant import decide, dynamic_linear, weights_quantized
 from deploykit.compress.train_quantized import (
@@ -81,7 +81,8 @@ def test_training_brings_the_int8_model_closer_to_the_float_one(bert: Path, revi
     assert losses[-1] < losses[0]
 
 
-def test_a_recipe_trains_and_then_quantizes(bert: Path, reviews: Path, tmp_path: Path):
+def test_a_recipe_trains_and_then_quantizes(bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worth, "preparation_dropped", lambda *_: None)  # two steps of training gain nothing
     stages = (TrainQuantized(max_train_samples=16), Quantize())
     made = line.compress(checkpoints.open_checkpoint(bert), open_dataset(reviews), stages, tmp_path / "out")
     assert [row["stage"] for row in waterfall.read(made.path)] == ["original", "train-quantized", "quantize"]
