@@ -99,8 +99,7 @@ def compress(
             tell({**one, waterfall.DROPPED: one["reason"]})
         return existing
     made, dropped = source, list(source.facts.get(waterfall.DROPPED, ()))
-    preparations: list[tuple[Artifact, Artifact]] = []
-    """Before and after, of the steps right before this one that prepare a quantization."""
+    preparations: list[tuple[Artifact, Artifact]] = []  # of the steps right before this one: before and after each
     for each, read in zip(stages, reads, strict=True):
         before, made = made, _made(each, made, read)
         if getattr(each, "judged_later", False):

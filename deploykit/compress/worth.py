@@ -93,11 +93,8 @@ def preparation_dropped(prepared: Artifact, without: Artifact, made: Artifact, d
     found = compared(without, made, data)
     step = waterfall.read(prepared.path)[-1]
     said = f"{step['stage']} was dropped, {row['stage']} after it neither smaller, better nor faster than without it"
-    return None if found.is_worth_it else _record(prepared.node.origin, {**row, **_named(step)}, first, found, said)
-
-
-def _named(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("stage", "settings")}
+    row = {**row, "stage": step["stage"], "settings": step["settings"]}
+    return None if found.is_worth_it else _record(prepared.node.origin, row, first, found, said)
 
 
 def _record(
