@@ -1,9 +1,9 @@
 """The thread count fitted to the work: short inputs run on one thread, where that is faster on this machine.
 
 Threads that share a product must be woken for it, tens of microseconds an operator where they do not spin (see
-`session`). A narrow model's products of a short text are over sooner: three layers of 192-wide attention and 384 neurons
-in int8 take 26 tokens 0.83 ms alone and 1.21 ms on two threads; six whole ones in float32 gain from the second at 8.
-Up to which length is measured when a model is opened. Answers do not depend on it, bit for bit.
+`session`). A narrow model's products of a short text are over sooner: three layers of 192-wide attention and 384
+neurons in int8 take 26 tokens 0.83 ms alone and 1.21 ms on two threads; six whole ones in float32 gain from the second
+thread at 8 tokens. Up to which length is measured when a model is opened. Answers do not depend on it, bit for bit.
 """
 
 import time
