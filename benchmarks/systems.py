@@ -73,7 +73,7 @@ class System:
     """The files of graph and weights, without the tokenizer."""
     encode: Callable[[Sequence[Row]], list[Encoding]]
     run: Callable[[Sequence[Encoding]], list[Logits]]
-    """One padded batch; per row (C,), or (L,C) without padding."""
+    """A batch, which peers pad to its longest row; per row (C,), or (L,C) without padding."""
     decode: Callable[[Sequence[Logits], Sequence[Encoding], Sequence[Row]], list[dict[str, Any]]]
 
 
@@ -119,7 +119,7 @@ def open_model(path: Path, checkpoint: "Checkpoint", threads: int) -> System:
         precision=info.precision,
         num_bytes=model_info.num_bytes(path),
         encode=model.encode,
-        run=model.run,
+        run=model.answers,
         decode=lambda logits, encodings, rows: model.task.decode(logits, encodings, rows, info.labels),
     )
 

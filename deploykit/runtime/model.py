@@ -19,7 +19,7 @@ from deploykit.runtime import model_info
 from deploykit.runtime.batching import blank, length_sorted_batches, pad
 from deploykit.runtime.cascade import Answer, cascaded
 from deploykit.runtime.model_info import FIRST, ModelInfo
-from deploykit.runtime.one_thread import MOST_BYTES, Feeds, OneThread, fitted, tokens_of
+from deploykit.runtime.one_thread import MOST_BYTES, ROWS_TOGETHER, Feeds, OneThread, fitted, side_by_side, tokens_of
 from deploykit.runtime.session import open_session, run_session
 from deploykit.runtime.tasks import RuntimeTask, decoder_of
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
@@ -43,7 +43,7 @@ class Model:
         self.tokenizer = tokenizer
         self.session = session
         self.one_thread = one_thread
-        """Runs the inputs that are too short to share among threads."""
+        """Runs the inputs that are too short to share among threads, and small batches side by side."""
         self.first = first
         """A cascade's smaller model, which is asked first."""
         self.task: RuntimeTask = decoder_of(info.task)
@@ -94,9 +94,11 @@ class Model:
             return self._cascaded(encodings, self.first.run, self._run)
         return self._run(encodings)
 
-    def _run(self, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+    def _run(
+        self, encodings: Sequence[Encoding], session: ort.InferenceSession | None = None
+    ) -> list[NDArray[np.float32]]:
         feeds = pad(encodings, self.info.pad_id, self.info.inputs)
-        (outputs,) = run_session(self.session_for(feeds), self._output, feeds)
+        (outputs,) = run_session(session or self.session_for(feeds), self._output, feeds)
         return self.task.unpad(outputs, encodings)
 
     def session_for(self, feeds: Feeds) -> ort.InferenceSession:
@@ -106,24 +108,43 @@ class Model:
         return self.session
 
     def logits(self, encodings: Sequence[Encoding], batch_size: int = 32) -> list[NDArray[np.float32]]:
-        """Run any number of rows in length-sorted batches; answers are in the order given."""
+        """Run any number of rows in length-sorted batches, side by side where that is faster, for the same answers.
+
+        Answers are in the order given.
+        """
         if len(encodings) == 1:
             return self.run(encodings)
         if self.first is not None:
             first, last = (partial(each.logits, batch_size=batch_size) for each in (self.first, self.last))
             return self._cascaded(encodings, first, last)
+        places = length_sorted_batches([len(encoding.ids) for encoding in encodings], batch_size)
         answers: dict[int, NDArray[np.float32]] = {}
-        for indices in length_sorted_batches([len(encoding.ids) for encoding in encodings], batch_size):
-            batch = self.run([encodings[index] for index in indices])
+        found = self._each([[encodings[index] for index in indices] for indices in places])
+        for indices, batch in zip(places, found, strict=True):
             answers.update(zip(indices.tolist(), batch, strict=True))
         return [answers[index] for index in range(len(encodings))]
+
+    def _each(self, batches: Sequence[Sequence[Encoding]]) -> list[list[NDArray[np.float32]]]:
+        """Run batches, in order."""
+        if len(batches) == 1 or self.one_thread is None or self.one_thread.pool is None:
+            return [self._run(batch) for batch in batches]
+        run = partial(self._run, session=self.one_thread.session)
+        return side_by_side(self.one_thread.pool, run, batches)
 
     def _cascaded(self, encodings: Sequence[Encoding], first: Answer, last: Answer) -> list[NDArray[np.float32]]:
         assert self.info.threshold is not None
         return cascaded(encodings, first, last, self.task, self.info.threshold)
 
+    def answers(self, encodings: Sequence[Encoding], most_rows: int = 32) -> list[NDArray[np.float32]]:
+        """Run any number of rows as `logits` does, in batches of the size that is fastest, of at most `most_rows`."""
+        if self.first is not None:
+            first, last = (partial(each.answers, most_rows=most_rows) for each in (self.first, self.last))
+            return self._cascaded(encodings, first, last)
+        side_by_side = self.one_thread is not None and self.one_thread.pool is not None
+        return self.logits(encodings, min(most_rows, ROWS_TOGETHER) if side_by_side else most_rows)
+
     def predict(self, rows: Sequence[Row], batch_size: int = 32) -> list[dict[str, Any]]:
-        """Answer rows, in order, with one JSON object each.
+        """Answer rows, in order, with one JSON object each; in batches of at most `batch_size`.
 
         Raises:
             DataError: a row cannot be answered; none is.
@@ -131,7 +152,7 @@ class Model:
         for index, row in enumerate(rows):
             self.task.check(row, f"row {index}")
         encodings = self.encode(rows)
-        return self.task.decode(self.logits(encodings, batch_size), encodings, rows, self.info.labels)
+        return self.task.decode(self.answers(encodings, batch_size), encodings, rows, self.info.labels)
 
 
 def _fitted(path: Path, info: ModelInfo, session: ort.InferenceSession, threads: int) -> OneThread | None:
@@ -140,7 +161,8 @@ def _fitted(path: Path, info: ModelInfo, session: ort.InferenceSession, threads:
     if info.provider != "cpu" or threads == 1 or num_bytes > MOST_BYTES:
         return None
     alone = open_session(path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=1)
-    return fitted(session, alone, lambda tokens: blank(tokens, info.inputs), info.max_length)
+    limits = info.max_length, threads
+    return fitted(session, alone, lambda tokens: blank(tokens, info.inputs), limits)
 
 
 def _require_kindred(path: Path, info: ModelInfo, first: ModelInfo) -> None:

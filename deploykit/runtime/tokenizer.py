@@ -4,9 +4,11 @@ L tokens of a row, special ones included; W words of a row.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Generic, TypeVar, overload
 
 import tokenizers
 
@@ -16,21 +18,57 @@ TOKENIZER = "tokenizer.json"
 
 Span = tuple[int, int]
 """Where something stands in a text, in characters: `text[start:end]`."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """One row as the model reads it; every list has L elements."""
+    """One row as the model reads it; every sequence has L elements."""
 
     ids: list[int]
     type_ids: list[int]
-    offsets: list[Span]
+    offsets: Sequence[Span]
     """Characters of the text that the token stands in; (0, 0) for special tokens."""
-    word_ids: list[int | None]
-    special: list[bool]
+    word_ids: Sequence[int | None]
+    special: Sequence[bool]
     """True for the tokens that the tokenizer put around the text."""
     truncated: bool
     """Whether the text was cut to `max_length`."""
+
+
+class Unread(Sequence[T], Generic[T]):
+    """A list that is made when it is first read: a sentence classifier never asks where its tokens stand."""
+
+    def __init__(self, read: Callable[[], list[T]]) -> None:
+        self._read = read
+
+    @cached_property
+    def _list(self) -> list[T]:
+        return self._read()
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[T]: ...
+    def __getitem__(self, at: int | slice) -> T | list[T]:
+        """Return an element, or a list of some."""
+        return self._list[at]
+
+    def __len__(self) -> int:
+        """Count the elements."""
+        return len(self._list)
+
+    def __iter__(self) -> Iterator[T]:
+        """Go through the elements."""
+        return iter(self._list)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare as lists do."""
+        return self._list == (other._list if isinstance(other, Unread) else other)
+
+    def __hash__(self) -> int:
+        """Refuse, as lists do."""
+        raise TypeError("unhashable")
 
 
 class Tokenizer:
@@ -124,9 +162,9 @@ def _encoding(found: tokenizers.Encoding) -> Encoding:
     return Encoding(
         found.ids,
         found.type_ids,
-        found.offsets,
-        found.word_ids,
-        [flag == 1 for flag in found.special_tokens_mask],
+        Unread(lambda: found.offsets),
+        Unread(lambda: found.word_ids),
+        Unread(lambda: [flag == 1 for flag in found.special_tokens_mask]),
         bool(found.overflowing),
     )
 

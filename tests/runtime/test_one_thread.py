@@ -1,6 +1,8 @@
 """Short inputs take one thread where that is faster, and answer alike."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,12 @@ from deploykit import stage
 from deploykit.checkpoint import open_checkpoint
 from deploykit.compress.compress import Quantize
 from deploykit.data import open_dataset
+from deploykit.errors import DataError
 from deploykit.export.export import Export
 from deploykit.runtime import model as models
 from deploykit.runtime.batching import blank
 from deploykit.runtime.model import Model
-from deploykit.runtime.one_thread import OneThread, break_even, fitted
+from deploykit.runtime.one_thread import ROWS_TOGETHER, OneThread, break_even, fitted, side_by_side
 from tests.models import CLASS_LABELS, VOCABULARY, tiny_config, write_tokenizer
 
 
@@ -24,16 +27,19 @@ class Session:
     """Takes `fixed` seconds and `each` a token, on a clock that it moves."""
 
     now = 0.0
+    lock = Lock()
 
     def __init__(self, fixed: float, each: float) -> None:
         self.fixed, self.each = fixed, each
 
     def run(self, _outputs: None, feeds: dict[str, Any]) -> None:
-        Session.now += self.fixed + self.each * feeds["input_ids"].size
+        with Session.lock:
+            Session.now += self.fixed + self.each * feeds["input_ids"].size
 
 
-def fit(shared: Session, alone: Session, longest: int = 512) -> OneThread | None:
-    return fitted(shared, alone, lambda tokens: blank(tokens, ["input_ids"]), longest, lambda: Session.now)
+def fit(shared: Session, alone: Session, longest: int = 512, threads: int = 2) -> OneThread | None:
+    limits = longest, threads
+    return fitted(shared, alone, lambda tokens: blank(tokens, ["input_ids"]), limits, lambda: Session.now)
 
 
 @pytest.mark.parametrize("even", [9, 26, 100])
@@ -55,6 +61,24 @@ def test_where_it_always_pays_the_longest_that_was_timed_is_the_most() -> None:
         found = fit(Session(1000.0, 1.0), Session(0.0, 2.0), longest)
         assert found is not None
         assert found.most_tokens == most
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_small_batches_run_side_by_side_only_where_that_is_faster(threads: int) -> None:
+    tokens = ROWS_TOGETHER * threads * 32  # of the whole that is timed; the clock adds up what all threads do
+    for fixed, pays in ((tokens - 1.0, False), (tokens + 1.0, True)):
+        found = fit(Session(fixed, 1.0), Session(0.0, 2.0), threads=threads)
+        assert found is not None
+        assert (found.pool is not None) == pays
+
+
+def test_side_by_side_keeps_the_order_and_raises_what_a_batch_raises() -> None:
+    found = fit(Session(10_000.0, 1.0), Session(0.0, 1.0))
+    assert found is not None
+    assert found.pool is not None
+    assert side_by_side(found.pool, lambda batch: batch * 2, range(50)) == list(range(0, 100, 2))
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(found.pool, lambda batch: 1 // batch, [1, 0, 1])
 
 
 def test_no_length_is_asked_about_after_the_first_that_costs() -> None:
@@ -93,6 +117,46 @@ def test_answers_are_the_same_bit_for_bit(folder: Path, monkeypatch: pytest.Monk
         assert (model.session_for(feeds) is model.session) == (tokens > 20)
         shared, alone = (each.run(None, feeds)[0] for each in (model.session, model.one_thread.session))
         assert np.array_equal(shared, alone)
+
+
+def both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> tuple[Model, Model]:
+    """Open a model with small batches shared among threads, and one with them side by side."""
+    monkeypatch.setattr(models, "fitted", lambda *_: None)
+    shared = Model.open(folder, threads=threads)
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 0, ThreadPoolExecutor(threads)))
+    return shared, Model.open(folder, threads=threads)
+
+
+def test_batches_side_by_side_answer_the_same_bit_for_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, apart = both_ways(folder, monkeypatch, threads=3)
+    encodings = shared.encode([{"text": "good bad " * (1 + number % 9)} for number in range(37)])
+    for batch_size in (1, 4, 32):
+        pairs = zip(shared.logits(encodings, batch_size), apart.logits(encodings, batch_size), strict=True)
+        assert all(np.array_equal(*pair) for pair in pairs)
+
+
+def test_a_large_batch_is_answered_in_small_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, apart = both_ways(folder, monkeypatch, threads=2)
+    ran: list[tuple[bool, int]] = []
+
+    def run(session: Any, outputs: Any, feeds: Any) -> Any:
+        ran.append((session is not apart.session and session is not shared.session, len(feeds["input_ids"])))
+        return session.run(outputs, feeds)
+
+    monkeypatch.setattr(models, "run_session", run)
+    rows = [{"text": "good " * (1 + number % 5)} for number in range(2 * ROWS_TOGETHER + 1)]
+    expected = shared.predict(rows)
+    assert ran == [(False, len(rows))]
+    ran.clear()
+    found = apart.predict(rows)
+    assert sorted(ran) == [(True, 1), (True, ROWS_TOGETHER), (True, ROWS_TOGETHER)]
+    assert [each["label"] for each in found] == [each["label"] for each in expected]
+    assert [each["score"] for each in found] == pytest.approx([each["score"] for each in expected], abs=0.02)
+    ran.clear()
+    apart.predict(rows, batch_size=4)
+    assert max(count for _, count in ran) == 4
+    with pytest.raises(DataError):
+        apart.predict([*rows, {"text": " "}])
 
 
 def test_a_row_is_answered_by_the_session_that_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
