@@ -7,6 +7,8 @@ from typing import Any, Literal
 from deploykit.families import Structure
 
 Scheme = Literal["dynamic-int8", "static-int8", "int4", "fp16"]
+Embeddings = Literal["int8", "int4", "float32"]
+"""How the table of word embeddings is held: int8 with one scale a row, int4 with one for each 64 of a row, or float."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,7 @@ class Quantization:
     """static-int8 only: one for each module that is not kept in float."""
     block_size: int | None = None
     """int4 only: how many weights of one output channel share a scale."""
-    embeddings: Literal["int8", "float32"] = "float32"
-    """The table of word embeddings: int8 with one scale a row, or float."""
+    embeddings: Embeddings = "float32"
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ without VNNI add pairs of uint8 x int8 products in 16 bits (vpmaddubsw) and satu
 2 * 255 * 64 does. Hence weights of 7 bits, within [-64, 64], are exact on every processor, and weights of 8 bits,
 within [-127, 127], only where `environment.has_vnni()`.
 
-Word embeddings are int8 of 8 bits with one scale a row: a row that is looked up is multiplied by its scale, which
-gives the same floats in PyTorch and in ONNX Runtime.
+Word embeddings are int8 of 8 bits with one scale a row, or int4 (`int4`) with one for each `ROW_BLOCK` weights of a
+row: what is looked up is multiplied by its scale, which gives the same floats in PyTorch and in ONNX Runtime.
 
-    N tokens, in any number of dimensions   I inputs   O outputs   V pieces   H hidden size
+    N tokens, in any number of dimensions   I inputs   O outputs   V pieces   H hidden size   B blocks   S block size
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,17 @@ from deploykit.checkpoint import Quantization
 from deploykit.compress.embeddings import lookups
 from deploykit.compress.first_token import keep_first_token
 from deploykit.compress.half import to_half
-from deploykit.compress.int4 import int4_rounded
+from deploykit.compress.int4 import blocked, int4_rounded, levels, scales_of
 from deploykit.errors import UsageError
-from deploykit.spec import Activation
+from deploykit.spec import Activation, Embeddings
 
 WEIGHT_LIMITS = {7: 64, 8: 127}
 """Weight bits to the largest magnitude of a quantized weight."""
 
 ROW_BITS = 8
-"""Of a row of embeddings: it is only scaled, so nothing can saturate."""
+"""Of a row of embeddings in int8: it is only scaled, so nothing can saturate."""
+ROW_BLOCK = 64
+"""Weights of a row of embeddings in int4 that share a scale."""
 
 _EXACT_FLOAT32 = 2**24
 """Every integer up to here is a float32, so a sum that stays below it is exact in any order."""
@@ -177,10 +179,26 @@ def fake_quantize_rows(model: PreTrainedModel, quantization: Quantization) -> No
 
     A head that shares the table keeps it as it was.
     """
-    names = lookups(model) if quantization.embeddings == "int8" else []
-    for embedding in {cast("nn.Embedding", model.get_submodule(name)) for name in names}:
-        quantized_VH, scale_V = weights_quantized(embedding.weight, ROW_BITS)
-        embedding.weight = nn.Parameter(quantized_VH.float() * scale_V[:, None], requires_grad=False)
+    if quantization.embeddings == "float32":
+        return
+    for embedding in {cast("nn.Embedding", model.get_submodule(name)) for name in lookups(model)}:
+        embedding.weight = nn.Parameter(_rounded_rows(embedding.weight, quantization.embeddings), requires_grad=False)
+
+
+def int4_rows(table_VH: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize word embeddings to int4; returns int8 (V,B,ROW_BLOCK) from -8 to 7, float32 scale (V,B)."""
+    blocks_VBS = blocked(table_VH.detach(), ROW_BLOCK)
+    scale_VB = scales_of(blocks_VBS)
+    return levels(blocks_VBS, scale_VB).to(torch.int8), scale_VB
+
+
+def _rounded_rows(table_VH: Tensor, kind: Embeddings) -> Tensor:
+    """Return the float table that a quantized one stands for (V,H)."""
+    if kind == "int4":
+        quantized_VBS, scale_VB = int4_rows(table_VH)
+        return (quantized_VBS.float() * scale_VB[..., None]).flatten(1)[:, : table_VH.shape[1]]
+    quantized_VH, scale_V = weights_quantized(table_VH, ROW_BITS)
+    return quantized_VH.float() * scale_V[:, None]
 
 
 def quantized_names(model: PreTrainedModel, quantization: Quantization) -> list[str]:
@@ -199,7 +217,7 @@ def decide(
     *,
     weight_bits: int = 7,
     keep_float: Iterable[str] = (),
-    embeddings: Literal["int8", "float32"] = "int8",
+    embeddings: Embeddings = "int8",
 ) -> Quantization:
     """Decide dynamic int8 for every linear module but the last of the head and those under `keep_float`.
 

@@ -23,7 +23,7 @@ from deploykit.compress.gptq import round_weights
 from deploykit.compress.half import decide_half, peaks_of
 from deploykit.compress.sensitivity import Sensitivity, fewest_kept, sensitivities
 from deploykit.compress.source import load_float
-from deploykit.spec import Scheme
+from deploykit.spec import Embeddings, Scheme
 from deploykit.train.labelled import Labelled, read_labelled, score
 
 SENSITIVITY = "sensitivity.json"
@@ -53,8 +53,8 @@ class Quantize:
     """int8 only. 7, the default, is exact on every processor; 8 saturates on those without VNNI (see `fake_quant`)."""
     keep_float: tuple[str, ...] = ()
     """Modules, relative to the model, whose matrices stay in float, besides the last one of the head."""
-    embeddings: Literal["int8", "float32"] = "int8"
-    """Of the words: int8 with one scale a row, or float."""
+    embeddings: Embeddings = "int8"
+    """Of the words: int8 with one scale a row, int4 with one for each 64 weights of a row, or float."""
     max_drop: float | None = None
     """How much of the task's primary metric int8 may cost on the validation rows, absolute: the matrices that cost
     most stay in float until it is met. None: every matrix is quantized, whatever it costs."""

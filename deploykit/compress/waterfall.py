@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deploykit import artifact
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, Quantization, num_parameters, save
 from deploykit.compress.embeddings import is_tied, word_embeddings
-from deploykit.compress.fake_quant import fake_quantize, quantized_names
+from deploykit.compress.fake_quant import ROW_BLOCK, fake_quantize, quantized_names
 from deploykit.errors import CheckpointError, GateFailed
 from deploykit.evidence import Metric
+from deploykit.spec import Embeddings
 from deploykit.stage import Stage, settings_of
 from deploykit.tasks import Score
 from deploykit.train.labelled import Labelled, score
@@ -150,10 +151,17 @@ def exported_bytes(model: PreTrainedModel, quantization: Quantization | None) ->
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         num_bytes += _quantized_bytes(linear, quantization) - 4 * linear.weight.numel()
-    if quantization.embeddings == "int8":
+    if quantization.embeddings != "float32":
         table_VH = word_embeddings(model).weight
-        num_bytes += 4 * len(table_VH) + (1 if is_tied(model) else -3) * table_VH.numel()
+        num_bytes += _row_bytes(table_VH, quantization.embeddings) - (0 if is_tied(model) else 4 * table_VH.numel())
     return num_bytes
+
+
+def _row_bytes(table_VH: Tensor, kind: Embeddings) -> int:
+    """Count the bytes of a quantized table of word embeddings, and of its float32 scales."""
+    if kind == "int8":
+        return table_VH.numel() + 4 * len(table_VH)
+    return table_VH.numel() // 2 + 4 * len(table_VH) * math.ceil(table_VH.shape[1] / ROW_BLOCK)
 
 
 def _quantized_bytes(linear: nn.Linear, quantization: Quantization) -> int:

@@ -17,7 +17,6 @@ from deploykit.compress.half import to_half
 from deploykit.errors import DeploykitError, EnvironmentMissing, UsageError
 from deploykit.evidence import Metric
 from deploykit.export import fuse, lower_int8, lowering, operators
-from deploykit.export.lower_embeddings import quantize_rows
 from deploykit.export.provider_options import Limits, provider_options
 from deploykit.export.trace import OUTPUT, trace
 from deploykit.runtime import model_info
@@ -143,7 +142,6 @@ def _lowered(
     keep_first_token(model)
     if quantization is not None:
         expected |= lowering.prepare(model, quantization)
-        quantize_rows(model, quantization)
     if precision == "fp16":
         decided = source.spec.quantization
         to_half(model, decided.keep_float if decided and decided.scheme == "fp16" else ())
