@@ -40,7 +40,6 @@ from numpy.typing import NDArray
 
 from benchmarks.aims import CHOSEN, INT8, ROLES, Json, aims_of, chart, tables
 from benchmarks.export_variants import int8_operations, product_call, rate_of
-from benchmarks.interleave import Batch
 from benchmarks.peers import BATCH_SIZE, Question, asked_of, compare, opened, prepared, warm
 from benchmarks.systems import BASELINE, PEERS, open_model
 from benchmarks.turns import Call, report, samples_ms
@@ -49,7 +48,7 @@ from deploykit.artifact import Artifact
 from deploykit.check.provider import node_runs, operator_of
 from deploykit.check.steps import chain_of
 from deploykit.data import open_dataset
-from deploykit.runtime.batching import pad
+from deploykit.runtime.batching import length_sorted_batches, pad
 from deploykit.runtime.model import Model
 from deploykit.runtime.model_info import FIRST, GRAPH
 from deploykit.runtime.session import open_session
@@ -141,6 +140,8 @@ def recipe_of(model: Path) -> dict[str, Any]:
 def int8_share(path: Path, question: Question, threads: int, folder: Path) -> dict[str, Any]:
     """Measure the rate of a model's integer products, over whole calls of 32 rows, against one large product's.
 
+    Both on the same threads; where the model runs its rows in small batches, a thread each, so they are here.
+
     They are timed in turn: on a machine with neighbours the product's own rate was 252 to 364 GOP/s within hours.
     `kernels` is the share that the products reach in their own time, that of quantizing their inputs included: the
     part of a call that they take is from ONNX Runtime's profile.
@@ -148,10 +149,12 @@ def int8_share(path: Path, question: Question, threads: int, folder: Path) -> di
     spread = np.linspace(0, len(question.offline) - 1, SHARE_BATCHES + 2).astype(int)[1:-1]
     operations, calls, events = 0.0, dict[str, Call](), []
     for part, model in parts_of(path, Model.open(path, threads=threads)).items():
-        inputs = _inputs(model, question, [question.offline[index] for index in spread])
+        batches = [model.encode([question.rows[row] for row in question.offline[at]]) for at in spread]
+        together = model.rows_together(BATCH_SIZE)
+        inputs = [each for batch in batches for each in _inputs(model, batch, together)]
         operations += sum(int8_operations(part / GRAPH, each) for each in inputs)
-        calls |= {f"{part} {at}": partial(model.session.run, None, each) for at, each in enumerate(inputs)}
-        events += _profiled(part, model, threads, inputs * SHARE_TURNS)
+        calls |= {f"{part} {at}": partial(model.answers, batch) for at, batch in enumerate(batches)}
+        events += _profiled(part, model, threads if together == BATCH_SIZE else 1, inputs * SHARE_TURNS)
     machine = product_call("int8", folder / "product.onnx", threads)
     samples = samples_ms({MACHINE: machine, **calls}, SHARE_TURNS)
     rate = rate_of(samples.pop(MACHINE))
@@ -228,9 +231,10 @@ def _profiled(path: Path, model: Model, threads: int, inputs: Sequence[Json]) ->
     return events
 
 
-def _inputs(model: Model, question: Question, batches: Sequence[Batch]) -> list[dict[str, NDArray[np.int64]]]:
-    encoded = [model.encode([question.rows[index] for index in batch]) for batch in batches]
-    return [pad(encodings, model.info.pad_id, model.info.inputs) for encodings in encoded]
+def _inputs(model: Model, encodings: Sequence[Encoding], together: int) -> list[dict[str, NDArray[np.int64]]]:
+    """Pad rows in the batches that the model runs them in."""
+    batches = length_sorted_batches([len(encoding.ids) for encoding in encodings], together)
+    return [pad([encodings[at] for at in batch], model.info.pad_id, model.info.inputs) for batch in batches]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

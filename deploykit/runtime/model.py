@@ -140,8 +140,12 @@ class Model:
         if self.first is not None:
             first, last = (partial(each.answers, most_rows=most_rows) for each in (self.first, self.last))
             return self._cascaded(encodings, first, last)
+        return self.logits(encodings, self.rows_together(most_rows))
+
+    def rows_together(self, most_rows: int) -> int:
+        """Return how many rows a batch is to have to be fast: at most `most_rows`."""
         side_by_side = self.one_thread is not None and self.one_thread.pool is not None
-        return self.logits(encodings, min(most_rows, ROWS_TOGETHER) if side_by_side else most_rows)
+        return min(most_rows, ROWS_TOGETHER) if side_by_side else most_rows
 
     def predict(self, rows: Sequence[Row], batch_size: int = 32) -> list[dict[str, Any]]:
         """Answer rows, in order, with one JSON object each; in batches of at most `batch_size`.

@@ -51,7 +51,7 @@ def looked_up(graph: onnx.ModelProto, source: Checkpoint, folder: Path) -> np.nd
 
 def kind_of(graph: onnx.ModelProto) -> str:
     """Return the operator that reads the table."""
-    return next(node.op_type for node in graph.graph.node if any(name.endswith(TABLE) for name in node.input))
+    return str(next(node.op_type for node in graph.graph.node if any(name.endswith(TABLE) for name in node.input)))
 
 
 def run_to(name: str, graph: onnx.ModelProto, source: Checkpoint, folder: Path) -> np.ndarray:
