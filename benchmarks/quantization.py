@@ -63,6 +63,7 @@ def recipes(max_drop: float, epochs: int) -> dict[str, tuple[Stage, ...]]:
         FP32: (),
         INT8: (Quantize(),),
         "dynamic int8, float embeddings": (Quantize(embeddings="float32"),),
+        "dynamic int8, int4 embeddings": (Quantize(embeddings="int4"),),
         "dynamic int8, 8-bit weights": (Quantize(weight_bits=8),),
         "smooth, dynamic int8": (Smooth(), Quantize()),
         **trained,

@@ -35,8 +35,9 @@ class Distil:
     layers: int | tuple[int, ...]
     """How many of the start's layers, evenly spaced; or which ones, counted from 1: [1, 3, 6]."""
     student: str | None = field(default=None, metadata=stage.FURTHER_CHECKPOINT)
-    """Another model to start from, of the same vocabulary: a pretrained smaller one, by folder or hub name. Its content
-    enters the digest. None: the teacher itself."""
+    """Another model of the same vocabulary to start from, by folder or hub name: a pretrained smaller one, or a student
+    of the same labels, which goes on learning with its widths and its head. Its content enters the digest. None: the
+    teacher itself."""
     hidden_size: int | None = None
     """A multiple of the start's head size, which stays; None: the start's."""
     heads: int | None = None
@@ -143,14 +144,24 @@ class Distil:
         _require(len(found) == bool(self.student), "student", "its checkpoint among the sources", f"{len(found)}")
         if not found:
             return teacher
-        base = checkpoint.load_base(found[0], teacher.spec.task, teacher.labels, self.seed)
+        base = self._taught(found[0], teacher) or checkpoint.load_base(
+            found[0], teacher.spec.task, teacher.labels, self.seed
+        )
         vocabularies = [checkpoint.tokenizer_json(each)["model"]["vocab"] for each in (base, teacher)]
         _require(vocabularies[0] == vocabularies[1], "student", "a model of the teacher's vocabulary", "another")
         most = base.spec.max_length
         fits = teacher.spec.max_length <= most
         _require(fits, "student", f"a model that takes {teacher.spec.max_length} tokens, as the teacher", most)
-        spec = replace(teacher.spec, structure=None)
+        spec = replace(teacher.spec, structure=base.spec.structure)
         return replace(base, path=teacher.path, tokenizer=teacher.tokenizer, spec=spec)
+
+    def _taught(self, source: Artifact, teacher: Checkpoint) -> Checkpoint | None:
+        """Load a model that answers what the teacher does; None where it is another one."""
+        if not (source.path / checkpoint.SPEC).is_file():
+            return None
+        found = load_float(source, self.verb)
+        wanted = teacher.spec.task, teacher.labels
+        return found if (found.spec.task, found.labels) == wanted else None
 
     def _layers(self, start: Checkpoint) -> list[int]:
         """Choose the layers to start from, counted from 0."""

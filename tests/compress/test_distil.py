@@ -9,6 +9,7 @@ import pytest
 from deploykit import artifact, families, stage
 from deploykit import checkpoint as checkpoints
 from deploykit.compress.distil import Distil
+from deploykit.compress.quantize import Quantize
 from deploykit.data import open_dataset, open_unlabeled
 from deploykit.errors import DataError, UsageError
 from deploykit.train.labelled import read_labelled, score
@@ -160,6 +161,21 @@ def test_a_student_may_start_as_another_model_whose_content_enters_the_digest(ta
     assert moved < 0.01  # one epoch from the start's own weights, not from the teacher's or from chance
     assert "student" not in made[0].node.settings
     assert made[0].node.origin != made[1].node.origin
+
+
+def test_a_student_goes_on_learning_with_its_widths_and_its_head(bert: Path, reviews: Path, tmp_path: Path):
+    teacher, data = checkpoints.open_checkpoint(bert), open_dataset(reviews)
+    first = stage.run(Distil(layers=1, heads=2, ffn=32, epochs=1), teacher, data, out=tmp_path / "first")
+    on = Distil(layers=1, student=str(first.path), epochs=1, learning_rate=1e-9)
+    then = checkpoints.load(stage.run(on, teacher, data, first, out=tmp_path / "then"))
+    before = checkpoints.load(first)
+    assert then.spec == before.spec
+    assert families.structure_of(then.model) == families.Structure((2,), (32,))
+    moved = [(then.model.state_dict()[name] - tensor).abs().max() for name, tensor in before.model.state_dict().items()]
+    assert max(moved) < 1e-5  # at no learning rate to speak of it is the first student, its head too
+    quantized = stage.run(Quantize(), first, data, out=tmp_path / "quantized")
+    with pytest.raises(UsageError, match="distil: expected a checkpoint in float"):
+        stage.run(replace(on, student=str(quantized.path)), teacher, data, quantized, out=tmp_path / "no")
 
 
 def test_a_start_that_does_not_fit_is_refused(bert: Path, reviews: Path, tmp_path: Path):
