@@ -35,9 +35,8 @@ def best_of_rows(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArra
     wide = logits.astype(np.float64)
     if not np.isfinite(wide).all():
         raise _not_finite()
-    indices = wide.argmax(axis=-1)
-    top = np.take_along_axis(wide, indices[:, None], axis=-1)
-    return indices, 1 / np.exp(wide - top).sum(axis=-1)
+    top = wide.max(axis=-1, keepdims=True)
+    return wide.argmax(axis=-1), 1 / np.exp(wide - top).sum(axis=-1)
 
 
 def _not_finite() -> DeploykitError:
