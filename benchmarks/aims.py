@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from benchmarks.table import grid, heading, system_rows
+from benchmarks.table import grid, heading, machine_of, system_rows
 
 KEPT = 0.99
 """The accuracy budget: the least share of the original's metric."""
@@ -109,20 +109,25 @@ def _tables(result: Json, study: Json) -> str:
 
 
 def summary(results: Sequence[Json]) -> str:
-    """Draw one column a study: what it kept of the metric, and what it reached of each bar; `*` marks a bar met.
+    """Draw a table for each machine, and in it one column a study.
 
-    Args:
-        results: at least one, of the same machine and number of threads.
+    Each says what a study kept of the metric, and what it reached of each bar; `*` marks a bar met.
     """
+    by_machine: dict[str, list[Json]] = {}
+    for result in results:
+        by_machine.setdefault(machine_of(result, result["threads"]), []).append(result)
+    return "\n\n".join(_summary(machine, found) for machine, found in by_machine.items())
+
+
+def _summary(machine: str, results: Sequence[Json]) -> str:
     rows = [("", *(f"{aim.name}: {aim.bar:g}" for aim in AIMS))]
     for study in (study for result in results for study in result["studies"]):
         reached = {each["aim"]: f"{each['value']:.2f}{'*' if each['met'] else ''}" for each in study["aims"]}
         kept = next(each["kept"] for each in study["systems"] if each["name"] == CHOSEN)
         rows.append((f"{study['name']}, {kept:.1%} kept", *(reached.get(aim.name, "") for aim in AIMS)))
     columns = [list(column) for column in zip(*rows, strict=True)]
-    machine, threads = results[0]["environment"], results[0]["threads"]
-    title = f"**Aims of compression**, {threads} threads on {machine['processor']} ({machine['cores']} cores)"
-    return f"{title}; a bar that is met, within {KEPT:.0%} of the metric, has a *\n\n{grid(columns)}"
+    title = f"**Aims of compression**, {machine}; a bar that is met, within {KEPT:.0%} of the metric, has a *"
+    return f"{title}\n\n{grid(columns)}"
 
 
 def _verdict(aim: Json) -> str:

@@ -38,13 +38,16 @@ def system_rows(run: Json) -> str:
 
 def heading(name: str, result: Json, threads: int) -> str:
     """Name what was run, on which rows and where; of the result its `data` and `environment`."""
-    machine, data = result["environment"], result["data"]
+    data = result["data"]
+    return f"**{name}, {data['name']} ({data['rows']} test rows)**, {machine_of(result, threads)}"
+
+
+def machine_of(result: Json, threads: int) -> str:
+    """Say on how many threads of what something was run."""
+    machine = result["environment"]
     isa = f", {', '.join(machine['isa'])}" if machine["isa"] else ""
     counted = f"{threads} thread{'s' if threads > 1 else ''}"
-    return (
-        f"**{name}, {data['name']} ({data['rows']} test rows), {counted}** "
-        f"on {machine['processor']} ({machine['cores']} cores{isa})"
-    )
+    return f"{counted} on {machine['processor']} ({machine['cores']} cores{isa})"
 
 
 def _row(system: Json) -> tuple[str, ...]:

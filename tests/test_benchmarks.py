@@ -335,7 +335,7 @@ def test_the_table_shows_every_system_and_every_failure(result):
     assert "8.00 (8.00 to 8.00)" not in shown  # tokenizing takes its share
     assert "not run: ModuleNotFoundError" in shown
     assert "Best int8 peer: peer int8 at batch 1" in shown
-    assert "2 threads** on a processor (2 cores, AVX2)" in shown
+    assert "**, 2 threads on a processor (2 cores, AVX2)" in shown
     rows = [line for line in shown.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {12}
 

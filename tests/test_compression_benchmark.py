@@ -112,6 +112,8 @@ def test_the_benchmark_runs_prints_and_draws(plan: Path, tmp_path: Path, monkeyp
     assert sum(study["time"].values()) == pytest.approx(single["mean"]["ms"])
     assert min(ms for name, ms in study["time"].items() if name != "between nodes") >= 0
     assert f"{study['aims'][5]['value']:.2f}" in aims.summary([result])
+    elsewhere = {**result, "environment": {**result["environment"], "isa": ["another"]}}
+    assert [aims.summary(each).count("**Aims") for each in ([result, result], [result, elsewhere])] == [1, 2]
     assert "times smaller on disk" in drawn.read_text(encoding="utf-8")
 
 
