@@ -6,7 +6,8 @@ import pytest
 
 from deploykit import checkpoint as checkpoints
 from deploykit import families, stage
-from deploykit.compress import latency_probes, waterfall
+from deploykit.compress import latency_probes, prune_post_training, waterfall
+from deploykit.compress.budget import measured
 from deploykit.compress.first_token import reads_first_token
 from deploykit.compress.latency_table import Curve, LatencyTable, LayerCost, smallest
 from deploykit.compress.prune_post_training import PrunePostTraining
@@ -87,6 +88,25 @@ def test_out_of_reach_the_nearest_point_is_made_named_and_sealed(bert: Path, rev
     assert made.facts["warnings"] == [said]
     just = pruned(bert, reviews, tmp_path / "just", speedup=2.9, tuning="none")
     assert waterfall.missed(waterfall.read(just.path)) == []
+
+
+@pytest.mark.parametrize("target", [{"speedup": 1.5}, {"target_ms": TRUE.predict(FULL) / 1.5}])
+@pytest.mark.parametrize(("slower", "searches"), [(1.0, 1), (1.01, 1), (1.15, 2), (9.0, 2)])
+def test_where_the_table_promised_too_much_more_is_removed(
+    target, slower: float, searches: int, bert: Path, reviews: Path, tmp_path: Path, monkeypatch
+):
+    def slow(*given: Any) -> dict[str, Any]:
+        found = measured(*given)
+        return {**found, "after_ms": found["after_ms"] * slower, "speedup": found["speedup"] / slower}
+
+    monkeypatch.setattr(prune_post_training, "measured", slow)
+    latency = pruned(bert, reviews, tmp_path / "out", tuning="none", **target).facts["latency"]
+    assert len(latency["tries"]) == searches
+    if slower < 2:
+        assert latency["speedup"] >= 1.5 / 1.02
+    else:  # out of reach: as small as can be, and not smaller
+        assert Structure(*map(tuple, latency["structure"].values())) == smallest(FULL, 8)
+    assert latency["predicted_speedup"] == pytest.approx(slower * latency["speedup"])
 
 
 def test_a_target_that_is_met_already_is_refused(bert: Path, reviews: Path, tmp_path: Path):
