@@ -154,7 +154,9 @@ def int8_share(path: Path, question: Question, threads: int, folder: Path) -> di
         inputs = [each for batch in batches for each in _inputs(model, batch, together)]
         operations += sum(int8_operations(part / GRAPH, each) for each in inputs)
         calls |= {f"{part} {at}": partial(model.answers, batch) for at, batch in enumerate(batches)}
-        events += _profiled(part, model, threads if together == BATCH_SIZE else 1, inputs * SHARE_TURNS)
+        events += _profiled(
+            part, model, 1 if model.one_thread and model.one_thread.pool else threads, inputs * SHARE_TURNS
+        )
     machine = product_call("int8", folder / "product.onnx", threads)
     samples = samples_ms({MACHINE: machine, **calls}, SHARE_TURNS)
     rate = rate_of(samples.pop(MACHINE))

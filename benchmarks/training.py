@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.table import grid
@@ -30,7 +31,7 @@ from deploykit.tasks import task_named
 from deploykit.train.batch import Example, collate, examples_of
 from deploykit.train.finetune import cross_entropy
 from deploykit.train.labelled import labelled
-from deploykit.train.loop import Training, train
+from deploykit.train.loop import Training, precision, train
 
 OURS, THEIRS = "deploykit", "Trainer"
 BATCH_SIZE = 32
@@ -59,6 +60,8 @@ def train_theirs(checkpoint: Checkpoint, examples: Sequence[Example]) -> object:
             report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,
+            bf16=precision() == "bf16",
+            use_cpu=not torch.accelerator.is_available(),
         )
         trainer = Trainer(
             checkpoint.model,

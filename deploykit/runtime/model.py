@@ -37,6 +37,7 @@ class Model:
         session: ort.InferenceSession,
         *,
         one_thread: OneThread | None = None,
+        is_small: bool = False,
         first: "Model | None" = None,
     ) -> None:
         self.info = info
@@ -44,6 +45,8 @@ class Model:
         self.session = session
         self.one_thread = one_thread
         """Runs the inputs that are too short to share among threads, and small batches side by side."""
+        self.is_small = is_small
+        """Whether many rows are run in small batches."""
         self.first = first
         """A cascade's smaller model, which is asked first."""
         self.task: RuntimeTask = decoder_of(info.task)
@@ -75,14 +78,16 @@ class Model:
         first = None if info.threshold is None else cls._opened(path / FIRST, tokenizer, threads)
         if first is not None:
             _require_kindred(path, info, first.info)
-        one_thread = _fitted(path, info, session, threads or num_cores())
-        return cls(info, tokenizer, session, one_thread=one_thread, first=first)
+        num_bytes = sum(file.stat().st_size for file in path.glob(f"{model_info.GRAPH}*"))
+        is_small = info.provider == "cpu" and num_bytes <= MOST_BYTES
+        one_thread = _fitted(path, info, session, threads or num_cores()) if is_small else None
+        return cls(info, tokenizer, session, one_thread=one_thread, is_small=is_small, first=first)
 
     @property
     def last(self) -> "Model":
         """This model without a smaller one that is asked first."""
         info = dataclasses.replace(self.info, threshold=None)
-        return Model(info, self.tokenizer, self.session, one_thread=self.one_thread)
+        return Model(info, self.tokenizer, self.session, one_thread=self.one_thread, is_small=self.is_small)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoding]:
         """Encode rows as the task does."""
@@ -143,9 +148,11 @@ class Model:
         return self.logits(encodings, self.rows_together(most_rows))
 
     def rows_together(self, most_rows: int) -> int:
-        """Return how many rows a batch is to have to be fast: at most `most_rows`."""
-        side_by_side = self.one_thread is not None and self.one_thread.pool is not None
-        return min(most_rows, ROWS_TOGETHER) if side_by_side else most_rows
+        """Return how many rows a batch is to have to be fast: at most `most_rows`.
+
+        It is the same on every machine: an int8 model's answers depend on what is batched together.
+        """
+        return min(most_rows, ROWS_TOGETHER) if self.is_small else most_rows
 
     def predict(self, rows: Sequence[Row], batch_size: int = 32) -> list[dict[str, Any]]:
         """Answer rows, in order, with one JSON object each; in batches of at most `batch_size`.
@@ -160,9 +167,8 @@ class Model:
 
 
 def _fitted(path: Path, info: ModelInfo, session: ort.InferenceSession, threads: int) -> OneThread | None:
-    """Open a model on one thread too, where it is narrow enough for that to be faster, and keep what is."""
-    num_bytes = sum(file.stat().st_size for file in path.glob(f"{model_info.GRAPH}*"))
-    if info.provider != "cpu" or threads == 1 or num_bytes > MOST_BYTES:
+    """Open a small model on one thread too, and keep what is faster."""
+    if threads == 1:
         return None
     alone = open_session(path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=1)
     limits = info.max_length, threads

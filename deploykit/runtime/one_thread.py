@@ -25,9 +25,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 MOST_BYTES = 64_000_000
-"""Of weights: a second session costs as much memory again, and a model of more is not narrow."""
+"""Of a small model's weights: a second session costs as much memory again, and a model of more is not narrow."""
 ROWS_TOGETHER = 8
-"""Of a batch that one thread runs, where every thread runs its own."""
+"""Of a small model's batches, whether a thread runs each or all threads share it: so answers do not depend on that."""
 
 Feeds = Mapping[str, NDArray[np.int64]]
 Clock = Callable[[], float]
