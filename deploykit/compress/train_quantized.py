@@ -100,9 +100,11 @@ class RoundedLinear(nn.Module):
         self.quantization = quantization
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        """Multiply and add the bias: (N,I) to (N,O)."""
-        weight_OI = straight_through(self.weight, rounded_weight(self.weight, self.quantization))
-        return F.linear(straight_through(x_NI, rounded_activation(x_NI)), weight_OI, self.bias)
+        """Multiply and add the bias: (N,I) to (N,O); in float32, as bf16 would round int8's levels once more."""
+        with torch.autocast(x_NI.device.type, enabled=False):
+            x_NI = x_NI.float()
+            weight_OI = straight_through(self.weight, rounded_weight(self.weight, self.quantization))
+            return F.linear(straight_through(x_NI, rounded_activation(x_NI)), weight_OI, self.bias)
 
 
 def straight_through(x: Tensor, rounded: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ thread at 8 tokens. Answers do not depend on it, bit for bit.
 Many rows are better cut into small batches of which every thread runs its own: nothing waits for another thread, and
 what a batch of few rows computes stays in a core's cache. On two threads (AVX-512 with VNNI) that narrow model takes
 250 us a row in batches of 32 shared between the threads, and 186 us in halves of them, one a thread; on one thread
-alone, 382 us a row in batches of 32 and 300 in batches of 8.
+alone, 474 us a row in batches of 32 and 380 in batches of 8 (another run, beside other work).
 
 What holds on the machine at hand is measured when a model is opened.
 """

@@ -76,7 +76,7 @@ def test_training_brings_the_int8_model_closer_to_the_float_one(bert: Path, revi
     encodings = read_labelled(source, data, "train").encodings
     wanted = np.stack(checkpoints.logits(source, encodings))
     before, after = (np.abs(np.stack(coarse(one, encodings)) - wanted).mean() for one in (source, trained))
-    assert after < 0.8 * before  # 0.71 where the training is in bf16
+    assert after < 0.7 * before
     losses = [epoch["loss"] for epoch in made.facts["history"]]
     assert losses[-1] < losses[0]
 
