@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import DataError
+from deploykit.runtime.known_words import Span
 from deploykit.runtime.probabilities import best_of_rows
 from deploykit.runtime.text_classification import check_text, is_unicode
-from deploykit.runtime.tokenizer import Encoding, Span, Tokenizer, joined_spans, with_words
+from deploykit.runtime.tokenizer import Encoding, Tokenizer, joined_spans, with_words
 
 FIELDS = ("tokens", "text")
 """The input fields of a row: one of them is enough, and `tokens` wins."""

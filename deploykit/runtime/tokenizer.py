@@ -6,18 +6,17 @@ L tokens of a row, special ones included; W words of a row.
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Generic, TypeVar, overload
 
 import tokenizers
 
 from deploykit.errors import CheckpointError, DataError
+from deploykit.runtime.known_words import KnownWords, Span
 
 TOKENIZER = "tokenizer.json"
 
-Span = tuple[int, int]
-"""Where something stands in a text, in characters: `text[start:end]`."""
 T = TypeVar("T")
 
 
@@ -79,6 +78,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.enable_truncation(max_length)
         self._backend = backend
+        self._known = KnownWords.of(backend)
         self.max_length = max_length
         self.pad_id = pad_id
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
@@ -107,8 +107,10 @@ class Tokenizer:
             DataError: a text cannot be written as UTF-8 (half of a surrogate pair).
         """
         inputs = texts if pairs is None else [_input(text, pair) for text, pair in zip(texts, pairs, strict=True)]
+        found = [self._from_known_words(each) if isinstance(each, str) else None for each in inputs]
         try:
-            return [_encoding(found) for found in self._encoded(inputs)]
+            others = iter(self._encoded([each for each, own in zip(inputs, found, strict=True) if own is None]))
+            return [own or _encoding(next(others)) for own in found]
         except (UnicodeEncodeError, TypeError) as cause:
             raise DataError(
                 "the text",
@@ -117,8 +119,26 @@ class Tokenizer:
                 next_step="repair the row",
             ) from cause
 
+    def _from_known_words(self, text: str) -> Encoding | None:
+        """Encode a text without the backend, where its words speak for themselves and all fit."""
+        known = self._known
+        ids = known.ids(text) if known is not None else None
+        if known is None or ids is None or len(ids) > self.max_length:
+            return None
+        places = cache(lambda: known.places(text))
+        return Encoding(
+            ids,
+            [0] * len(ids),
+            Unread(lambda: places().offsets),
+            Unread(lambda: places().words),
+            Unread(lambda: [word is None for word in places().words]),
+            truncated=False,
+        )
+
     def _encoded(self, inputs: Sequence[str | tuple[str, str]]) -> Sequence[tokenizers.Encoding]:
         """Run the backend; one row without the threads that a batch is spread over, in 0.7 of the time."""
+        if not inputs:
+            return []
         if len(inputs) == 1:
             (only,) = inputs
             return [self._backend.encode(only) if isinstance(only, str) else self._backend.encode(*only)]
