@@ -2,7 +2,8 @@
 
 The key holds the teacher's digest and the rows' token ids, so recipes that share teacher and data share the outputs.
 Rows are written as they come, longest first, so that a full disk is an error and not a crash. States (`observe`) are
-kept in float16: their rounding, 5e-4 of a value, is far below what a student reaches.
+kept in float16: their rounding, 5e-4 of a value, is far below what a student reaches. The teacher multiplies in the
+precision that its student trains in.
 
 Attention maps and relations grow with the square of the length and are not kept. What an attention reads is, one vector
 a token as a hidden state; queries, keys and values are computed from it again, at three matrices a layer. Where the
@@ -31,6 +32,7 @@ from deploykit.compress import observe
 from deploykit.runtime.batching import length_sorted_batches
 from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding
+from deploykit.train.loop import precision
 
 _BATCH_SIZE = 32
 _FORMAT = 1
@@ -90,7 +92,7 @@ def _key(digest: str, encodings: Sequence[Encoding]) -> str:
     rows = hashlib.sha256()
     for encoding in encodings:
         rows.update(np.array([len(encoding.ids), *encoding.ids, *encoding.type_ids], np.int64).tobytes())
-    return artifact.digest_of([_FORMAT, digest, rows.hexdigest(), torch.__version__])
+    return artifact.digest_of([_FORMAT, digest, rows.hexdigest(), torch.__version__, precision()])
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -136,7 +138,8 @@ def _forward(
             batch = [encodings[index] for index in indices]
             inputs = collate(batch, teacher.spec.pad_id, input_names(model))
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            seen = observe.states(model, inputs, names)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=precision() == "bf16"):
+                seen = observe.states(model, inputs, names)
             real = inputs["attention_mask"].bool()
             states = {name: seen[name][real].half().cpu().numpy() for name in names}
             yield unpad(seen["logits"].float().cpu().numpy(), batch), states

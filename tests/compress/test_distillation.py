@@ -9,6 +9,7 @@ from deploykit import checkpoint as checkpoints
 from deploykit import families
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, input_names
+from deploykit.compress import teacher as teachers
 from deploykit.compress.distillation import (
     Objective,
     best_projection,
@@ -31,6 +32,12 @@ PARTS = [
     Objective(2.0, 0.0, 0.0, matching_layers(2, 2), 1.0),
     Objective(2.0, 0.0, 0.0, (), 0.0, 1.0, (2, 2), 4),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _exact_teacher(monkeypatch: pytest.MonkeyPatch):
+    """Known answers are those of fp32, whatever this processor multiplies faster."""
+    monkeypatch.setattr(teachers, "precision", lambda: "no")
 
 
 def opened(model: Path, data: Path) -> tuple[Artifact, Checkpoint, Labelled]:

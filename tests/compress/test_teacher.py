@@ -20,6 +20,7 @@ BOTH = [observe.hidden(1), observe.hidden(2)]
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "precision", lambda: "no")  # whatever this processor multiplies faster
 
 
 def opened(model: Path, data: Path) -> tuple[str, Checkpoint, Labelled]:
@@ -69,6 +70,18 @@ def test_another_teacher_or_other_rows_are_computed_anew(bert: Path, reviews: Pa
     else:
         teacher_outputs(digest, found, rows.encodings[1:], [])
     assert counter.calls > 0
+
+
+def test_a_teacher_that_multiplies_in_bf16_is_close_and_cached_apart(
+    bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+):
+    digest, found, rows = opened(bert, reviews)
+    exact = teacher_outputs(digest, found, rows.encodings, BOTH)
+    monkeypatch.setattr(module, "precision", lambda: "bf16")
+    rounded = teacher_outputs(digest, found, rows.encodings, BOTH)
+    for name in BOTH:
+        ours, theirs = (np.concatenate(each.states[name]).astype(np.float32) for each in (rounded, exact))
+        assert 1e-4 < np.abs(ours - theirs).mean() / np.abs(theirs).mean() < 0.02
 
 
 @pytest.mark.parametrize(("model", "data"), [("bert", "reviews"), ("bert_ner", "entities")])
