@@ -12,7 +12,9 @@ N calls, passes or requests
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -88,13 +90,15 @@ class Bench:
             )
         split = read_split(dataset.path, self.split)
         named = dict(zip(_names(models), models, strict=True))
-        systems = {name: opened(model.path, split, self.batch_size, self.threads) for name, model in named.items()} | {
-            NULL: _nothing
-        }
+        running = {name: opened(model.path, split, self.threads) for name, model in named.items()}
+        systems: dict[str, Predict] = {NULL: _nothing}
+        systems |= {name: partial(model.predict, batch_size=self.batch_size) for name, model in running.items()}
         rows = shuffled(split, self.seed)
         samples: dict[str, Samples] = {name: _closed(name, systems, rows, self) for name in scenarios}
         against = subject_of(named[AGAINST]) if AGAINST in named else None
-        return _written(self, _Subjects(subject_of(named[HEAD]), against, subject_of(dataset)), samples, scratch)
+        plans = {name: model.thread_plan() for name, model in running.items()}
+        subjects = _Subjects(subject_of(named[HEAD]), against, subject_of(dataset))
+        return _written(self, subjects, samples, scratch, {"thread_plans": plans})
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,13 @@ def _open(service: Service, rows: Sequence[Row], settings: Bench) -> Millisecond
     )
 
 
-def _written(settings: Bench, subjects: _Subjects, samples: Mapping[str, Samples], scratch: Path) -> Mapping[str, Any]:
+def _written(
+    settings: Bench,
+    subjects: _Subjects,
+    samples: Mapping[str, Samples],
+    scratch: Path,
+    details: Mapping[str, Any] = MappingProxyType({}),
+) -> Mapping[str, Any]:
     """Write the evidence and every raw sample (`single.head.npy`, milliseconds (N)); return the facts."""
     tables = {name: table_of(name, found) for name, found in samples.items()}
     found = Evidence(
@@ -215,7 +225,7 @@ def _written(settings: Bench, subjects: _Subjects, samples: Mapping[str, Samples
         data=subjects.data,
         split=settings.split,
         warnings=tuple(warnings_of(tables)),
-        details={"scenarios": tables},
+        details={"scenarios": tables, **details},
     )
     evidence.write(found, scratch)
     for scenario, systems in samples.items():

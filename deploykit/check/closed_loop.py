@@ -24,7 +24,7 @@ def shuffled(split: Split, seed: int) -> list[Row]:
     return [split.rows[index] for index in np.random.default_rng(seed).permutation(len(split.rows))]
 
 
-def opened(folder: Path, split: Split, batch_size: int, threads: int | None) -> Predict:
+def opened(folder: Path, split: Split, threads: int | None) -> Model:
     """Load an exported model and check that it can answer every row.
 
     Raises:
@@ -33,7 +33,7 @@ def opened(folder: Path, split: Split, batch_size: int, threads: int | None) -> 
     model = Model.open(folder, threads=threads)
     for index, row in enumerate(split.rows):
         model.task.check(row, split.where(index))
-    return lambda rows: model.predict(rows, batch_size)
+    return model
 
 
 def single(systems: Mapping[str, Predict], rows: Sequence[Row], rounds: Rounds) -> dict[str, Milliseconds]:

@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,7 +82,9 @@ class Steps:
         chain = chain_of(last)
         with tempfile.TemporaryDirectory() as folder:
             folders = [chain[0].path, *(self._exported(each, Path(folder)) for each in chain)]
-            models = [opened(path, split, self.batch_size, self.threads) for path in folders[1:]]
+            models: list[Predict] = [
+                partial(opened(path, split, self.threads).predict, batch_size=self.batch_size) for path in folders[1:]
+            ]
             systems = {str(index): each for index, each in enumerate([_in_pytorch(chain[0], self), *models])}
             samples = self._samples(systems, shuffled(split, self.seed))
             memory = [peak_bytes(path, split.rows[: self.batch_size]) for path in folders]

@@ -157,7 +157,7 @@ def timed(loaded: Sequence[checkpoint.Checkpoint], split: Split) -> list[Millise
             path = Path(folder) / str(index)
             path.mkdir()
             write_model(each, path, Target())
-            systems[str(index)] = opened(path, split, 1, None)
+            systems[str(index)] = opened(path, split, None).predict
     with FileLock(environment.cache_dir() / "timing.lock"):
         return list(closed_loop.single_in_turns(systems, shuffled(split, 0), _ROUNDS, _TURN).values())
 

@@ -154,6 +154,20 @@ class Model:
         """
         return min(most_rows, ROWS_TOGETHER) if self.is_small else most_rows
 
+    def thread_plan(self) -> dict[str, Any]:
+        """Say how calls are spread over threads, as it was measured when the model was opened.
+
+        `threads` of a call, `alone_up_to_tokens` inputs run on one of them, `side_by_side` are the small batches of
+        many rows; of a cascade's smaller model under `first`.
+        """
+        alone = self.one_thread
+        plan = {
+            "threads": self.session.get_session_options().intra_op_num_threads,
+            "alone_up_to_tokens": alone.most_tokens if alone else 0,
+            "side_by_side": alone is not None and alone.pool is not None,
+        }
+        return plan | ({"first": self.first.thread_plan()} if self.first else {})
+
     def predict(self, rows: Sequence[Row], batch_size: int = 32) -> list[dict[str, Any]]:
         """Answer rows, in order, with one JSON object each; in batches of at most `batch_size`.
 

@@ -85,6 +85,13 @@ def test_two_models_are_measured_in_turn_with_one_that_does_nothing(measured, on
     assert found.reference is not None
 
 
+def test_the_evidence_says_how_each_model_was_spread_over_threads(measured):
+    _, found = measured
+    plans = found.details["thread_plans"]
+    assert set(plans) == {"head", "against"}
+    assert all(set(plan) == {"threads", "alone_up_to_tokens", "side_by_side"} for plan in plans.values())
+
+
 def test_metrics_bear_the_field_s_names_and_are_those_of_the_raw_samples(measured):
     made, found = measured
     metrics = {metric.name: metric for metric in found.metrics}

@@ -119,6 +119,14 @@ def test_answers_are_the_same_bit_for_bit(folder: Path, monkeypatch: pytest.Monk
         assert np.array_equal(shared, alone)
 
 
+def test_the_plan_is_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 20, ThreadPoolExecutor(3)))
+    plan = {"threads": 3, "alone_up_to_tokens": 20, "side_by_side": True}
+    assert Model.open(folder, threads=3).thread_plan() == plan
+    plan = {"threads": 1, "alone_up_to_tokens": 0, "side_by_side": False}
+    assert Model.open(folder, threads=1).thread_plan() == plan
+
+
 def both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> tuple[Model, Model]:
     """Open a model with small batches shared among threads, and one with them side by side."""
     monkeypatch.setattr(models, "fitted", lambda *_: None)
