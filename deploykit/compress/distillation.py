@@ -1,12 +1,17 @@
 """Train a student on what its teacher says and computes inside, through the one training loop.
 
-What `distil` and the recovery of `prune` share.
+What `distil`, the recovery of `prune` and `train-quantized` share. The student learns without dropout: what it is to
+match was said without, on the same view of a row (Beyer et al. 2022, "Knowledge distillation: A good teacher is patient
+and consistent"), and a small student has too little room, not too much. MiniLM-L6 on sentence sentiment, three layers
+of 6 heads and 384 neurons, four augmented copies, on validation: 0.8670 of 0.8686 after four epochs; with dropout, an
+earlier teacher and three epochs 0.8551 of 0.8694.
 
     N rows   L padded length   C labels   H hidden size   M scored positions
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +135,7 @@ def distil_from(
             teacher_outputs(source.digest, model, each.encodings, states),
         )
     ]
-    with on_accelerator(model.model), kept_when_stopped(student, workdir.parent):
+    with on_accelerator(model.model), kept_when_stopped(student, workdir.parent), without_dropout(student.model):
         return train(
             observed(student.model, model.model, objective),
             examples,
@@ -139,6 +144,19 @@ def distil_from(
             settings,
             workdir,
         )
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Switch a model's dropout off, also where it trains; back on at the end."""
+    found = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    try:
+        for module in found:
+            module.p = 0.0
+        yield
+    finally:
+        for module, rate in found.items():
+            module.p = rate
 
 
 def observed(student: PreTrainedModel, teacher: PreTrainedModel, objective: Objective) -> Observed:

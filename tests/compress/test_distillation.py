@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from deploykit import checkpoint as checkpoints
 from deploykit import families
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, input_names
+from deploykit.compress import distillation
 from deploykit.compress import teacher as teachers
 from deploykit.compress.distillation import (
     Objective,
     best_projection,
+    distil_from,
     distillation_loss,
     matching_layers,
     observed,
@@ -21,9 +24,11 @@ from deploykit.compress.distillation import (
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths
 from deploykit.compress.teacher import states_to_keep, teacher_outputs
 from deploykit.data import open_dataset
+from deploykit.errors import TrainingStopped
 from deploykit.tasks.task import IGNORED, UNLABELED
 from deploykit.train.batch import Batch, collate, examples_of
 from deploykit.train.labelled import Labelled, read_labelled, without_labels
+from deploykit.train.loop import History, Training
 
 ALL = Objective(2.0, 0.0, 1.0, matching_layers(2, 2), 1.0, 1.0, (2, 2), 4)
 PARTS = [
@@ -157,3 +162,29 @@ def test_layers_are_matched_at_the_same_depth_and_the_last_with_the_last():
 def test_an_objective_out_of_range_is_refused(settings):
     with pytest.raises(ValueError, match="must"):
         Objective(*settings)
+
+
+def rates(model: torch.nn.Module) -> set[float]:
+    return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_student_learns_without_dropout_and_has_it_again(
+    bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+):
+    source, teacher, rows = opened(bert, reviews)
+    student, before = keep_layers(teacher, [0]), rates(teacher.model)
+    assert max(before) > 0
+    while_training = []
+
+    def spied(model: torch.nn.Module, *_: object) -> History:
+        while_training.append(rates(model))
+        if stopped:
+            raise TrainingStopped("a step", expected="a finite loss", found="nan", next_step="lower the rate")
+        return History(())
+
+    monkeypatch.setattr(distillation, "train", spied)
+    with pytest.raises(TrainingStopped) if stopped else nullcontext():
+        distil_from((source, teacher), student, (rows, rows), ALL, (Training(), tmp_path / "run" / "train"))
+    assert while_training == [{0.0}]
+    assert rates(student.model) == before
