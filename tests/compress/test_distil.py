@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from deploykit import artifact, families, stage
 from deploykit import checkpoint as checkpoints
@@ -59,6 +60,18 @@ def test_a_student_learns_its_teachers_answers(bert: Path, reviews: Path, tmp_pa
     made, _ = distilled(bert, reviews, tmp_path / "out", layers=1, epochs=6, learning_rate=3e-3, alpha=0.0)
     losses = [epoch["loss"] for epoch in made.facts["history"]]
     assert min(losses[1:]) < losses[0] / 2
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_embeddings_stay_the_teachers_and_the_rest_learns(
+    bert: Path, reviews: Path, tmp_path: Path, frozen: bool
+):
+    teacher = checkpoints.load(checkpoints.open_checkpoint(bert))
+    _, student = distilled(bert, reviews, tmp_path / "out", layers=(1,), epochs=1, freeze_embeddings=frozen)
+    tables = [families.word_embeddings(each.model) for each in (teacher, student)]
+    assert torch.equal(*tables) == frozen
+    firsts = [families.blocks(each.model)[0].ffn_in.weight for each in (teacher, student)]
+    assert not torch.equal(*firsts)
 
 
 def test_a_killed_run_goes_on_projection_included_and_ends_with_the_same_digest(
