@@ -2,9 +2,9 @@
 
 What `distil`, the recovery of `prune` and `train-quantized` share. The student learns without dropout: what it is to
 match was said without, on the same view of a row (Beyer et al. 2022, "Knowledge distillation: A good teacher is patient
-and consistent"). MiniLM-L6 on sentence sentiment, three layers of 6 heads and 384 neurons, four augmented copies, two epochs,
-one seed: a divergence from the teacher of 0.067 on the test split and 0.104 on tweets, with dropout 0.078 and 0.118 and
-a fifth more time; the accuracies were alike.
+and consistent"). MiniLM-L6 on sentence sentiment, three layers of 6 heads and 384 neurons, four augmented copies, two
+epochs, one seed: a divergence from the teacher of 0.067 on the test split and 0.104 on tweets, with dropout 0.078 and
+0.118 and a fifth more time; the accuracies were alike.
 
     N rows   L padded length   C labels   H hidden size   M scored positions
 """
