@@ -26,7 +26,7 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[NDArr
 def pad(encodings: Sequence[Encoding], pad_id: int, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Pad rows to the longest of them: int64 (N,L) for each of the model's input `names`."""
     if len(encodings) == 1:  # on the path of every request: nothing to pad, in 0.6 of the time
-        return {name: _alone(name, encodings[0]) for name in names}
+        return {name: np.array([_row(name, encodings[0])], np.int64) for name in names}
     shape = (len(encodings), max((len(encoding.ids) for encoding in encodings), default=0))
     return {name: _padded(name, encodings, shape, pad_id) for name in names}
 
@@ -35,12 +35,6 @@ def blank(length: int, names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Return one row of tokens that are those of no text, which costs a model what a text of that length does."""
     row = Encoding([0] * length, [0] * length, [(0, 0)] * length, [None] * length, [False] * length, truncated=False)
     return pad([row], 0, names)
-
-
-def _alone(name: str, encoding: Encoding) -> NDArray[np.int64]:
-    if name == "attention_mask":
-        return np.ones((1, len(encoding.ids)), np.int64)
-    return np.array([_row(name, encoding)], np.int64)
 
 
 def _padded(name: str, encodings: Sequence[Encoding], shape: tuple[int, int], pad_id: int) -> NDArray[np.int64]:

@@ -121,9 +121,10 @@ class Tokenizer:
 
     def _from_known_words(self, text: str) -> Encoding | None:
         """Encode a text without the backend, where its words speak for themselves and all fit."""
-        known = self._known
-        ids = known.ids(text) if known is not None else None
-        if known is None or ids is None or len(ids) > self.max_length:
+        if (known := self._known) is None:
+            return None
+        ids = known.ids(text)
+        if ids is None or len(ids) > self.max_length:
             return None
         places = cache(lambda: known.places(text))
         return Encoding(
