@@ -12,7 +12,10 @@ from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     DistilBertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
     RobertaConfig,
 )
 
@@ -68,6 +71,18 @@ def make_checkpoint(
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)
     write_tokenizer(folder)
+    return folder
+
+
+def make_language_model(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny GPT-2 with random weights over `VOCABULARY`, whose [SEP] ends a text."""
+    torch.manual_seed(seed)
+    end = VOCABULARY.index("[SEP]")
+    config = GPT2Config(
+        vocab_size=len(VOCABULARY), n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=end, eos_token_id=end
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), eos_token="[SEP]").save_pretrained(folder)
     return folder
 
 

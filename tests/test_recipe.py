@@ -50,7 +50,7 @@ def test_rows_without_labels_lie_relative_to_the_recipe(tmp_path):
     (tmp_path / "more.txt").write_text("a text\n")
     written(tmp_path, stages="stages:\n  - distil: {layers: 3, unlabeled: more.txt}\n")
     (stage,) = recipe.load_recipe(tmp_path / "recipe.yaml")
-    assert further_sources(stage) == {"student": None, "unlabeled": str(tmp_path / "more.txt")}
+    assert further_sources(stage) == {"student": None, "unlabeled": str(tmp_path / "more.txt"), "generator": None}
     assert "unlabeled" not in settings_of(stage)
 
 

@@ -4,7 +4,7 @@ The student starts as some of the teacher's layers (Sun et al. 2019, Patient Kno
 or of another pretrained model's, each with its most active parts (`compress.student`), and learns from the teacher's
 soft labels (Hinton et al. 2015), hidden states and attention scores (Jiao et al. 2020) and self-attention relations
 (Wang et al. 2021). What the teacher says is computed once and kept in the cache. Rows without a label count too:
-`unlabeled` text, and `augment`ed copies.
+`unlabeled` text, `augment`ed copies, and text that a language model writes (`generate`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,12 @@ from deploykit.compress import waterfall
 from deploykit.compress.augment import augmented_rows
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
 from deploykit.compress.embeddings import word_embeddings
+from deploykit.compress.generate import generated_rows
 from deploykit.compress.source import load_float
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths, spread
+from deploykit.data import open_unlabeled
 from deploykit.errors import UsageError
-from deploykit.train.labelled import Labelled, read_labelled, unlabeled
+from deploykit.train.labelled import read_labelled, unlabeled
 from deploykit.train.loop import training_of
 
 CALIBRATION_ROWS = 512
@@ -67,6 +69,10 @@ class Distil:
     from the teacher alone. A path relative to the recipe; its content, not its name, enters the digest."""
     augment: int = 0
     """Copies of each training row with some words replaced by near ones (`augment`), for the teacher to judge."""
+    generator: str | None = field(default=None, metadata=stage.FURTHER_CHECKPOINT)
+    """A causal language model, by folder or hub name, that writes rows like the training rows (`generate`)."""
+    generate: int = 0
+    """How many rows it writes, for the teacher to judge."""
     freeze_embeddings: bool = False
     """Leave the word embeddings as they are: a step of a small student takes half as long, and words that the training
     rows do not have stay where the student's other words are."""
@@ -96,24 +102,29 @@ class Distil:
         for name in ("hidden_size", "heads", "ffn", "relation_heads", "relation_layer", "max_train_samples"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.augment < 0:
-            raise ValueError(f"augment must not be negative, not {self.augment}")
+        for name in ("augment", "generate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if bool(self.generate) != bool(self.generator):
+            raise ValueError("generator and generate need each other: who writes rows, and how many")
         for name in ("relation_heads", "relation_layer"):
             if getattr(self, name) is not None and self.relation_weight == 0:
                 raise ValueError(f"{name} has no effect without a relation_weight")
         objective = Objective(
             self.temperature, self.alpha, self.hidden_weight, ((1, 1),), self.attention_weight, self.relation_weight
         )
-        if (self.augment or self.unlabeled) and not objective.asks_the_teacher():
-            raise ValueError("augment and unlabeled have no effect where alpha is 1 and no other weight is above 0")
+        if (self.augment or self.unlabeled or self.generate) and not objective.asks_the_teacher():
+            raise ValueError(
+                "augment, unlabeled and generate have no effect where alpha is 1 and no other weight is above 0"
+            )
         training_of(self, 0)
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write the student.
 
         Args:
-            sources: the teacher, the labelled rows, and any number of sets of rows without labels, and of checkpoints
-                to start from at most one.
+            sources: the teacher, the labelled rows, any number of sets of rows without labels, and the checkpoints that
+                `student` and `generator` name, in this order.
             scratch: the payload.
 
         Raises:
@@ -122,13 +133,17 @@ class Distil:
         """
         source, data, *further = sources
         teacher = load_float(source, self.verb)
-        start = self._start(teacher, [each for each in further if each.kind == "checkpoint"])
+        start, generator = self._named(teacher, [each for each in further if each.kind == "checkpoint"])
         kept, widths = self._layers(start), self._widths(start)
         objective = self._objective(teacher, start, widths)
         rows = read_labelled(teacher, data, "train").trainable().sample(self.max_train_samples, self.seed)
         validation = read_labelled(teacher, data, "validation")
         more = [each for each in further if each.kind == "dataset"]
-        train_sets = [rows, *self._without_labels(teacher, rows, more)]
+        _require(bool(more) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
+        if generator is not None:
+            more.append(open_unlabeled(generated_rows(generator, teacher, data, self.generate, self.seed)))
+        own = [unlabeled(teacher, each) for each in more]
+        train_sets = [rows, *own, *augmented_rows(teacher, rows, self.augment, self.seed)]
         student = keep_layers(start, kept)
         if widths is not None:
             sample = rows.sample(CALIBRATION_ROWS, self.seed).encodings
@@ -145,14 +160,18 @@ class Distil:
         facts = waterfall.finish(student, (source, teacher), validation, self, scratch)
         return {**facts, "history": [asdict(epoch) for epoch in history.epochs], "rows": list(map(len, train_sets))}
 
-    def _start(self, teacher: Checkpoint, found: Sequence[Artifact]) -> Checkpoint:
-        """Return what the student is cut from: the teacher, or another model with the teacher's tokenizer."""
-        _require(len(found) == bool(self.student), "student", "its checkpoint among the sources", f"{len(found)}")
-        if not found:
-            return teacher
-        base = self._taught(found[0], teacher) or checkpoint.load_base(
-            found[0], teacher.spec.task, teacher.labels, self.seed
-        )
+    def _named(self, teacher: Checkpoint, found: Sequence[Artifact]) -> tuple[Checkpoint, Artifact | None]:
+        """Return what the student is cut from, and who writes rows."""
+        expected = [name for name in ("student", "generator") if getattr(self, name)]
+        given = len(found) == len(expected)
+        _require(given, " and ".join(expected) or "student", "its checkpoint among the sources", len(found))
+        named = dict(zip(expected, found, strict=True))
+        start = self._start(teacher, named["student"]) if "student" in named else teacher
+        return start, named.get("generator")
+
+    def _start(self, teacher: Checkpoint, found: Artifact) -> Checkpoint:
+        """Open another model with the teacher's tokenizer to cut the student from."""
+        base = self._taught(found, teacher) or checkpoint.load_base(found, teacher.spec.task, teacher.labels, self.seed)
         vocabularies = [checkpoint.tokenizer_json(each)["model"]["vocab"] for each in (base, teacher)]
         _require(vocabularies[0] == vocabularies[1], "student", "a model of the teacher's vocabulary", "another")
         most = base.spec.max_length
@@ -223,12 +242,6 @@ class Distil:
             (len(kept), last),
             relation_heads,
         )
-
-    def _without_labels(self, teacher: Checkpoint, rows: Labelled, further: list[Artifact]) -> list[Labelled]:
-        """Return the rows that have no label: the user's own, and augmented ones."""
-        _require(bool(further) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
-        own = [unlabeled(teacher, each) for each in further]
-        return [*own, *augmented_rows(teacher, rows, self.augment, self.seed)]
 
 
 def _require_same_heads(matched: Sequence[tuple[int, int]], own: Sequence[int], theirs: Sequence[int]) -> None:

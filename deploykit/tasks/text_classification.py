@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.data import Split
+from deploykit.data import Row, Split
 from deploykit.evidence import Metric
 from deploykit.runtime import text_classification as runtime
 from deploykit.runtime.tokenizer import Encoding
 from deploykit.tasks.task import UNLABELED, Logits, Score, Targets, Task, label_index, require_names, table_row
 
 LABEL = "label"
+_BETWEEN = "\t"
 
 
 def labels_of(split: Split) -> list[str]:
@@ -41,6 +42,17 @@ def targets(split: Split, _encodings: Sequence[Encoding], labels: Sequence[str])
 def unlabeled(_encoding: Encoding) -> Targets:
     """Return the target of a row without a label, int64 ()."""
     return np.array(UNLABELED, np.int64)
+
+
+def text_of(row: Row) -> str:
+    """Return a row's text, and its second one after a tab."""
+    texts = (row[name] for name in runtime.FIELDS if row.get(name) is not None)
+    return _BETWEEN.join(" ".join(text.split()) for text in texts)
+
+
+def row_of(text: str) -> Row:
+    """Return the row that `text_of` made a text of, but for its spaces."""
+    return dict(zip(runtime.FIELDS, text.split(_BETWEEN, 1), strict=False))
 
 
 def accuracy(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -88,5 +100,7 @@ TEXT_CLASSIFICATION = Task(
     encode=runtime.encode,
     targets=targets,
     unlabeled=unlabeled,
+    text_of=text_of,
+    row_of=row_of,
     score=score,
 )

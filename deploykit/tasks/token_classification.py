@@ -87,6 +87,11 @@ def unlabeled(encoding: Encoding) -> Targets:
     return aligned
 
 
+def row_of(text: str) -> Row:
+    """Return the row whose words stand between the text's spaces."""
+    return {"tokens": text.split()}
+
+
 def entity_f1(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return F1 from entities found rightly, found at all, and there: sums (...,3) to (...); 0 where there are none."""
     either = sums[..., 1] + sums[..., 2]
@@ -168,5 +173,7 @@ TOKEN_CLASSIFICATION = Task(
     encode=runtime.encode,
     targets=targets,
     unlabeled=unlabeled,
+    text_of=runtime.text_of,
+    row_of=row_of,
     score=score,
 )

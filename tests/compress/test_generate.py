@@ -1,0 +1,160 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from deploykit import checkpoint as checkpoints
+from deploykit import stage
+from deploykit.artifact import Artifact
+from deploykit.checkpoint import Checkpoint, open_checkpoint
+from deploykit.compress import generate
+from deploykit.compress.distil import Distil
+from deploykit.compress.generate import generated_rows
+from deploykit.data import open_dataset, read_split
+from deploykit.errors import CheckpointError, UsageError
+from deploykit.tasks import task_named
+from tests.models import NEGATIVE, POSITIVE, make_dataset, make_language_model
+
+COUNT = 200
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A tiny language model. Read only."""
+    return open_checkpoint(make_language_model(tmp_path_factory.mktemp("gpt2") / "model"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Labelled sentences with one polar word each. Read only."""
+    return open_dataset(make_dataset(tmp_path_factory.mktemp("many") / "data", rows=400))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generate, "LEARNING_RATE", 1e-2)
+    monkeypatch.setattr(generate, "TUNING_ROWS", 3200)
+
+
+def teacher_of(folder: Path) -> Checkpoint:
+    return checkpoints.load(open_checkpoint(folder))
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def share_with_one_polar_word(texts: list[str]) -> float:
+    return sum(sum(word in POSITIVE + NEGATIVE for word in text.split()) == 1 for text in texts) / len(texts)
+
+
+def test_rows_are_new_distinct_and_in_the_style_of_the_training_rows(
+    gpt2: Artifact, bert: Path, many: Artifact, monkeypatch: pytest.MonkeyPatch
+):
+    tuned = [row["text"] for row in read(generated_rows(gpt2, teacher_of(bert), many, COUNT, 0))]
+    monkeypatch.setattr(generate, "LEARNING_RATE", 1e-9)
+    untuned = [row["text"] for row in read(generated_rows(gpt2, teacher_of(bert), many, COUNT, 1))]
+    assert len(set(tuned)) == len(tuned) == COUNT
+    assert not set(tuned) & {row["text"] for row in read_split(many.path, "train").rows}
+    assert share_with_one_polar_word(tuned) > 0.8
+    assert share_with_one_polar_word(untuned) < 0.5
+
+
+def test_a_row_of_words_is_written_for_a_task_of_words(
+    gpt2: Artifact, bert_ner: Path, entities: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generate, "TUNING_ROWS", 64)
+    rows = read(generated_rows(gpt2, teacher_of(bert_ner), open_dataset(entities), 5, 0))
+    assert len(rows) == 5
+    assert all(list(row) == ["tokens"] and all(row["tokens"]) for row in rows)
+
+
+def test_rows_are_kept_by_what_they_were_made_from(
+    gpt2: Artifact, bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generate, "TUNING_ROWS", 64)
+    data, teacher = open_dataset(reviews), teacher_of(bert)
+    first = generated_rows(gpt2, teacher, data, 5, 0)
+    other = open_checkpoint(make_language_model(tmp_path / "other", seed=1))
+    files = {first, *(generated_rows(model, teacher, data, 5, seed) for model, seed in ((gpt2, 1), (other, 0)))}
+    assert len(files) == len({file.read_text() for file in files}) == 3
+    text = first.read_text()
+    first.unlink()
+    assert generated_rows(gpt2, teacher, data, 5, 0).read_text() == text, "decided by the seed"
+    monkeypatch.setattr(generate, "_opened", lambda _: pytest.fail("the rows were there"))
+    assert generated_rows(gpt2, teacher, data, 5, 0) == first
+    assert [each.name for each in first.parent.iterdir() if not each.name.startswith(".")] == ["rows.jsonl"]
+
+
+def test_a_pair_is_one_line_of_text_and_back():
+    task = task_named("text-classification")
+    pair = {"text": "is it good ?", "text_pair": "it is fine", "label": "yes"}
+    assert task.row_of(task.text_of(pair)) == {"text": "is it good ?", "text_pair": "it is fine"}
+    assert task.row_of(task.text_of({"text": "a\tb\n c", "text_pair": None})) == {"text": "a b c"}
+
+
+def test_a_batch_ends_when_few_rows_are_unfinished():
+    ended = generate._MostHaveEnded(3)
+    scores = torch.zeros(20, 8)
+    written = torch.tensor([[3, 7, 3]] * 19 + [[3, 7, 7]])
+    assert ended(written, scores).tolist() == [True] * 20, "one in twenty"
+    assert ended(written[1:], scores).tolist() == [False] * 19
+    assert not ended(torch.full((4, 1), 3), scores).any(), "what a text begins with is no end of it"
+
+
+def test_a_model_that_is_no_language_model_is_refused(bert: Path, reviews: Path):
+    with pytest.raises(CheckpointError, match="expected a causal language model to write rows, found BertFor"):
+        generated_rows(open_checkpoint(bert), teacher_of(bert), open_dataset(reviews), 5, 0)
+
+
+def test_a_model_that_writes_nothing_is_said(
+    gpt2: Artifact, bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generate, "TUNING_ROWS", 64)
+    monkeypatch.setattr(generate, "_written", lambda *_: iter(["", "   "]))
+    with pytest.raises(UsageError, match=r"distil\.generate: expected rows from the language model, found none"):
+        generated_rows(gpt2, teacher_of(bert), open_dataset(reviews), 6, 0)
+
+
+def test_a_student_learns_from_the_rows_and_the_generators_content_enters_the_digest(
+    gpt2: Artifact, bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generate, "TUNING_ROWS", 64)
+    other = open_checkpoint(make_language_model(tmp_path / "other", seed=1))
+    made = [
+        stage.run(
+            Distil(layers=1, epochs=1, generator=str(model.path), generate=7),
+            open_checkpoint(bert),
+            open_dataset(reviews),
+            model,
+            out=tmp_path / name,
+        )
+        for name, model in (("first", gpt2), ("second", other))
+    ]
+    assert made[0].facts["rows"] == [48, 7]
+    assert made[0].node.origin != made[1].node.origin
+    assert "generator" not in made[0].node.settings
+    with pytest.raises(UsageError, match=r"distil\.generator: expected its checkpoint among the sources, found 0"):
+        stage.run(
+            Distil(layers=1, generator=str(gpt2.path), generate=7),
+            open_checkpoint(bert),
+            open_dataset(reviews),
+            out=tmp_path / "none",
+        )
+
+
+@pytest.mark.parametrize("half", [{"generate": 5}, {"generator": "gpt2"}])
+def test_who_writes_and_how_much_need_each_other(half: dict[str, Any]):
+    with pytest.raises(ValueError, match="generator and generate need each other"):
+        Distil(layers=1, **half)
+
+
+def test_what_tuning_keeps_is_the_pass_that_foretells_the_validation_rows_best(gpt2: Artifact):
+    model = AutoModelForCausalLM.from_pretrained(gpt2.path)
+    flat = torch.log(torch.tensor(float(model.config.vocab_size))).item()
+    examples = generate._examples(generate._opened(gpt2)[1], ["the film was good", "a plot"], 64)
+    assert [example["labels"].tolist()[-1] for example in examples] == [-100, -100]
+    assert generate._mean_loss(model, examples) == pytest.approx(flat, abs=0.2)
