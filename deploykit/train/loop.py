@@ -211,7 +211,7 @@ class _Run:
         for indices in batches[self.step - number * self._steps_per_epoch :]:
             loss = self._one_step(indices.tolist())
             self.step, self.loss_sum = self.step + 1, self.loss_sum + loss
-            advance(self.step, loss)
+            advance(self.step, f"loss {loss:.4f}")
             if time.monotonic() - self._saved_at >= settings.save_every_s:
                 self._save()
 

@@ -1,4 +1,4 @@
-"""Progress of a training on stderr: a bar on a terminal, else a plain line now and then."""
+"""Progress of long work on stderr: a bar on a terminal, else a plain line now and then."""
 
 import sys
 import time
@@ -8,24 +8,24 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Advance = Callable[[int, float], None]
-"""Called after each step with the number of steps done and that step's loss."""
+Advance = Callable[[int, str], None]
+"""Called after each step with the number of steps done and what is to be said beside it: that step's loss."""
 
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 @contextmanager
-def shown(total: int, done: int) -> Iterator[Advance]:
-    """Show the way from `done` to `total` steps."""
+def shown(total: int, done: int, *, work: str = "training: step") -> Iterator[Advance]:
+    """Show the way from `done` to `total` steps of some work."""
     if sys.stderr.isatty():
         with _bar() as bar:
-            task = bar.add_task("training", total=total, completed=done, loss=float("nan"))
-            yield lambda step, loss: bar.update(task, completed=step, loss=loss)
+            task = bar.add_task(work, total=total, completed=done, beside="")
+            yield lambda step, beside: bar.update(task, completed=step, beside=beside)
     else:
-        yield _Lines(total, done)
+        yield _Lines(total, done, work)
 
 
-def unseen(_step: int, _loss: float) -> None:
+def unseen(_step: int, _beside: str) -> None:
     """Show nothing."""
 
 
@@ -34,7 +34,7 @@ def _bar() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[beside]}"),
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
@@ -46,14 +46,14 @@ def _bar() -> Progress:
 class _Lines:
     """Prints a line when the last one is long ago, and at the end."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self._total, self._first = total, done
+    def __init__(self, total: int, done: int, work: str) -> None:
+        self._total, self._first, self._work = total, done, work
         self._started = self._latest = time.monotonic()
 
-    def __call__(self, step: int, loss: float) -> None:
+    def __call__(self, step: int, beside: str) -> None:
         now = time.monotonic()
         if step < self._total and now - self._latest < _SECONDS_BETWEEN_LINES:
             return
         self._latest = now
         left = (now - self._started) / (step - self._first) * (self._total - step)
-        print(f"training: step {step}/{self._total}, loss {loss:.4f}, {left:.0f} s left", file=sys.stderr, flush=True)
+        print(f"{self._work} {step}/{self._total}, {beside}, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -3,18 +3,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from deploykit import checkpoint as checkpoints
 from deploykit import stage
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, open_checkpoint
-from deploykit.compress import generate
+from deploykit.compress import language_model
 from deploykit.compress.distil import Distil
 from deploykit.compress.generate import generated_rows
 from deploykit.data import open_dataset, read_split
-from deploykit.errors import CheckpointError, UsageError
+from deploykit.errors import UsageError
 from deploykit.tasks import task_named
 from tests.models import NEGATIVE, POSITIVE, make_dataset, make_language_model
 
@@ -35,8 +33,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generate, "LEARNING_RATE", 1e-2)
-    monkeypatch.setattr(generate, "TUNING_ROWS", 3200)
+    monkeypatch.setattr(language_model, "LEARNING_RATE", 1e-2)
+    monkeypatch.setattr(language_model, "TUNING_TEXTS", 3200)
 
 
 def teacher_of(folder: Path) -> Checkpoint:
@@ -55,7 +53,7 @@ def test_rows_are_new_distinct_and_in_the_style_of_the_training_rows(
     gpt2: Artifact, bert: Path, many: Artifact, monkeypatch: pytest.MonkeyPatch
 ):
     tuned = [row["text"] for row in read(generated_rows(gpt2, teacher_of(bert), many, COUNT, 0))]
-    monkeypatch.setattr(generate, "LEARNING_RATE", 1e-9)
+    monkeypatch.setattr(language_model, "LEARNING_RATE", 1e-9)
     untuned = [row["text"] for row in read(generated_rows(gpt2, teacher_of(bert), many, COUNT, 1))]
     assert len(set(tuned)) == len(tuned) == COUNT
     assert not set(tuned) & {row["text"] for row in read_split(many.path, "train").rows}
@@ -66,7 +64,7 @@ def test_rows_are_new_distinct_and_in_the_style_of_the_training_rows(
 def test_a_row_of_words_is_written_for_a_task_of_words(
     gpt2: Artifact, bert_ner: Path, entities: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generate, "TUNING_ROWS", 64)
+    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
     rows = read(generated_rows(gpt2, teacher_of(bert_ner), open_dataset(entities), 5, 0))
     assert len(rows) == 5
     assert all(list(row) == ["tokens"] and all(row["tokens"]) for row in rows)
@@ -75,7 +73,7 @@ def test_a_row_of_words_is_written_for_a_task_of_words(
 def test_rows_are_kept_by_what_they_were_made_from(
     gpt2: Artifact, bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generate, "TUNING_ROWS", 64)
+    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
     data, teacher = open_dataset(reviews), teacher_of(bert)
     first = generated_rows(gpt2, teacher, data, 5, 0)
     other = open_checkpoint(make_language_model(tmp_path / "other", seed=1))
@@ -84,9 +82,37 @@ def test_rows_are_kept_by_what_they_were_made_from(
     text = first.read_text()
     first.unlink()
     assert generated_rows(gpt2, teacher, data, 5, 0).read_text() == text, "decided by the seed"
-    monkeypatch.setattr(generate, "_opened", lambda _: pytest.fail("the rows were there"))
+    monkeypatch.setattr(language_model, "load_language_model", lambda _: pytest.fail("the rows were there"))
     assert generated_rows(gpt2, teacher, data, 5, 0) == first
     assert [each.name for each in first.parent.iterdir() if not each.name.startswith(".")] == ["rows.jsonl"]
+
+
+def test_what_was_stopped_goes_on_without_tuning_again(
+    gpt2: Artifact, bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
+    monkeypatch.setattr(language_model, "WRITTEN_TOGETHER", 4)
+    teacher, data, write = teacher_of(bert), open_dataset(reviews), language_model.written
+    file = generated_rows(gpt2, teacher, data, 9, 5)
+    whole = file.read_text()
+    file.unlink()
+    calls = []
+
+    def dying(*arguments: Any) -> list[str]:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(language_model, "written", dying)
+    with pytest.raises(KeyboardInterrupt):
+        generated_rows(gpt2, teacher, data, 9, 5)
+    with (file.parent / ".work" / "drafts.jsonl").open("a") as drafts:
+        drafts.write('["a torn li')
+    monkeypatch.setattr(language_model, "tune", lambda *_: pytest.fail("it was tuned"))
+    assert generated_rows(gpt2, teacher, data, 9, 5).read_text() == whole
+    again = [seed for _, seed in calls]
+    assert len(set(again)) == len(again) - 1, "only the batch that was not written is written again"
 
 
 def test_a_pair_is_one_line_of_text_and_back():
@@ -96,25 +122,11 @@ def test_a_pair_is_one_line_of_text_and_back():
     assert task.row_of(task.text_of({"text": "a\tb\n c", "text_pair": None})) == {"text": "a b c"}
 
 
-def test_a_batch_ends_when_few_rows_are_unfinished():
-    ended = generate._MostHaveEnded(3)
-    scores = torch.zeros(20, 8)
-    written = torch.tensor([[3, 7, 3]] * 19 + [[3, 7, 7]])
-    assert ended(written, scores).tolist() == [True] * 20, "one in twenty"
-    assert ended(written[1:], scores).tolist() == [False] * 19
-    assert not ended(torch.full((4, 1), 3), scores).any(), "what a text begins with is no end of it"
-
-
-def test_a_model_that_is_no_language_model_is_refused(bert: Path, reviews: Path):
-    with pytest.raises(CheckpointError, match="expected a causal language model to write rows, found BertFor"):
-        generated_rows(open_checkpoint(bert), teacher_of(bert), open_dataset(reviews), 5, 0)
-
-
 def test_a_model_that_writes_nothing_is_said(
     gpt2: Artifact, bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generate, "TUNING_ROWS", 64)
-    monkeypatch.setattr(generate, "_written", lambda *_: iter(["", "   "]))
+    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
+    monkeypatch.setattr(language_model, "written", lambda *_: ["", "   "])
     with pytest.raises(UsageError, match=r"distil\.generate: expected rows from the language model, found none"):
         generated_rows(gpt2, teacher_of(bert), open_dataset(reviews), 6, 0)
 
@@ -122,7 +134,7 @@ def test_a_model_that_writes_nothing_is_said(
 def test_a_student_learns_from_the_rows_and_the_generators_content_enters_the_digest(
     gpt2: Artifact, bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generate, "TUNING_ROWS", 64)
+    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
     other = open_checkpoint(make_language_model(tmp_path / "other", seed=1))
     made = [
         stage.run(
@@ -150,11 +162,3 @@ def test_a_student_learns_from_the_rows_and_the_generators_content_enters_the_di
 def test_who_writes_and_how_much_need_each_other(half: dict[str, Any]):
     with pytest.raises(ValueError, match="generator and generate need each other"):
         Distil(layers=1, **half)
-
-
-def test_what_tuning_keeps_is_the_pass_that_foretells_the_validation_rows_best(gpt2: Artifact):
-    model = AutoModelForCausalLM.from_pretrained(gpt2.path)
-    flat = torch.log(torch.tensor(float(model.config.vocab_size))).item()
-    examples = generate._examples(generate._opened(gpt2)[1], ["the film was good", "a plot"], 64)
-    assert [example["labels"].tolist()[-1] for example in examples] == [-100, -100]
-    assert generate._mean_loss(model, examples) == pytest.approx(flat, abs=0.2)

@@ -12,7 +12,7 @@ class Terminal(io.StringIO):
 def test_off_a_terminal_the_last_step_is_a_plain_line_on_stderr(capsys):
     with progress.shown(3, 0) as advance:
         for step in (1, 2, 3):
-            advance(step, 0.5)
+            advance(step, "loss 0.5000")
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "training: step 3/3, loss 0.5000, 0 s left\n"
@@ -23,18 +23,24 @@ def test_a_line_comes_now_and_then_with_the_time_left(capsys, monkeypatch):
     monkeypatch.setattr("deploykit.train.progress.time.monotonic", lambda: next(clock))
     with progress.shown(20, 10) as advance:
         for step in (11, 12, 13, 14):
-            advance(step, 1.0)
+            advance(step, "loss 1.0000")
     assert capsys.readouterr().err.splitlines() == [
         "training: step 12/20, loss 1.0000, 80 s left",
         "training: step 14/20, loss 1.0000, 60 s left",
     ]
 
 
+def test_other_work_than_training_has_its_own_name(capsys):
+    with progress.shown(8, 0, work="writing: row") as advance:
+        advance(8, "99% new")
+    assert capsys.readouterr().err == "writing: row 8/8, 99% new, 0 s left\n"
+
+
 def test_on_a_terminal_there_is_a_bar_with_loss_and_time_left(monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with progress.shown(3, 0) as advance:
-        advance(2, 0.25)
+        advance(2, "loss 0.2500")
     assert "loss 0.2500" in terminal.getvalue()
     assert "2/3" in terminal.getvalue()
     assert capsys.readouterr().out == ""
