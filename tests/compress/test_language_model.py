@@ -66,13 +66,42 @@ def test_a_text_stands_between_two_ends_and_a_long_one_is_cut(tmp_path: Path):
     )
 
 
-def test_a_batch_ends_when_few_rows_are_unfinished():
-    ended = language_model._MostHaveEnded(3)
-    scores = torch.zeros(20, 8)
-    written = torch.tensor([[3, 7, 3]] * 19 + [[3, 7, 7]])
-    assert ended(written, scores).tolist() == [True] * 20, "one in twenty"
-    assert ended(written[1:], scores).tolist() == [False] * 19
-    assert not ended(torch.full((4, 1), 3), scores).any(), "what a text begins with is no end of it"
+def test_a_batch_ends_when_few_texts_are_unfinished_and_a_long_one_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    language = loaded(tmp_path / "model")
+    good = 7
+    drawn = iter([[good] * 40, [language.end] * 30 + [good] * 10, [language.end] * 9 + [good]])
+    monkeypatch.setattr(language_model, "WRITTEN_TOGETHER", 40)
+    monkeypatch.setattr(language_model, "_drawn", lambda *_: torch.tensor(next(drawn)))
+    texts = written(language, 0)
+    word = language.tokenizer.decode([good])
+    assert texts == [word] * 30 + [f"{word} {word}"] * 9, "one in forty is left"
+    monkeypatch.setattr(language_model, "_drawn", lambda logits, _: torch.full((len(logits),), good))
+    assert written(language, 0) == []
+
+
+def test_what_is_drawn_is_among_the_likeliest_and_as_likely_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(language_model, "TOP_K", 2)
+    logits = torch.log(torch.tensor([0.1, 0.6, 0.0001, 0.3])).repeat(20_000, 1)
+    found = language_model._drawn(logits, torch.Generator().manual_seed(0)).bincount(minlength=4) / 20_000
+    assert found.tolist() == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=0.02)
+
+
+def test_a_text_is_foretold_with_the_cache_as_it_is_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    language, draw, seen = loaded(tmp_path / "model"), language_model._drawn, list[torch.Tensor]()
+
+    def watched(logits: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        seen.append(logits)
+        return draw(logits, random)
+
+    monkeypatch.setattr(language_model, "WRITTEN_TOGETHER", 30)
+    monkeypatch.setattr(language_model, "_drawn", watched)
+    shortest = min(written(language, 3), key=lambda text: len(text.split()))
+    tokens = language.tokenizer(shortest, add_special_tokens=False)["input_ids"]
+    logits = language.model(input_ids=torch.tensor([[language.end, *tokens]])).logits[0]
+    for place, expected in enumerate(logits):
+        assert torch.isclose(seen[place], expected, atol=1e-4).all(dim=1).any(), f"token {place}"
 
 
 def test_a_model_that_is_no_language_model_is_refused(bert: Path, tmp_path: Path):
