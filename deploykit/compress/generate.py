@@ -51,10 +51,10 @@ def generated_rows(generator: Artifact, teacher: Checkpoint, data: Artifact, cou
     """
     task = task_named(teacher.spec.task)
     texts = {name: [task.text_of(row) for row in task.read(data.path, name).rows] for name in ("train", "validation")}
-    key = artifact.digest_of([_FORMAT, generator.digest, texts, count, seed, torch.__version__, precision()])
+    key = artifact.digest_of([_FORMAT, generator.digest, texts, seed, torch.__version__, precision()])
     folder = environment.cache_dir() / "generated" / key
     folder.mkdir(parents=True, exist_ok=True)
-    file, work = folder / "rows.jsonl", folder / ".work"
+    file, work = folder / f"rows-{count}.jsonl", folder / ".work"
     with FileLock(folder / ".lock") if processes.is_first() else nullcontext():
         if not _agreed(file.is_file()):
             language = _tuned(generator, texts, seed, work)

@@ -84,7 +84,7 @@ def test_rows_are_kept_by_what_they_were_made_from(
     assert generated_rows(gpt2, teacher, data, 5, 0).read_text() == text, "decided by the seed"
     monkeypatch.setattr(language_model, "load_language_model", lambda _: pytest.fail("the rows were there"))
     assert generated_rows(gpt2, teacher, data, 5, 0) == first
-    assert [each.name for each in first.parent.iterdir() if not each.name.startswith(".")] == ["rows.jsonl"]
+    assert [each.name for each in first.parent.iterdir() if not each.name.startswith(".")] == ["rows-5.jsonl"]
 
 
 def test_what_was_stopped_goes_on_without_tuning_again(
