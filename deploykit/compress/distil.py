@@ -128,7 +128,7 @@ class Distil:
             scratch: the payload.
 
         Raises:
-            CheckpointError: the model to start from cannot be used.
+            CheckpointError: the model to start from, or the one that writes rows, cannot be used.
             UsageError: the start is smaller or quantized, or a setting does not fit it or the teacher.
         """
         source, data, *further = sources
