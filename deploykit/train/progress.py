@@ -55,5 +55,5 @@ class _Lines:
         if step < self._total and now - self._latest < _SECONDS_BETWEEN_LINES:
             return
         self._latest = now
-        left = (now - self._started) / (step - self._first) * (self._total - step)
+        left = (now - self._started) / max(step - self._first, 1) * (self._total - step)
         print(f"{self._work} {step}/{self._total}, {beside}, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -30,6 +30,14 @@ def test_a_line_comes_now_and_then_with_the_time_left(capsys, monkeypatch):
     ]
 
 
+def test_a_while_that_brought_nothing_is_told_too(capsys, monkeypatch):
+    clock = iter([0.0, 20.0])
+    monkeypatch.setattr("deploykit.train.progress.time.monotonic", lambda: next(clock))
+    with progress.shown(8, 0, work="writing: row") as advance:
+        advance(0, "0% new")
+    assert capsys.readouterr().err == "writing: row 0/8, 0% new, 160 s left\n"
+
+
 def test_other_work_than_training_has_its_own_name(capsys):
     with progress.shown(8, 0, work="writing: row") as advance:
         advance(8, "99% new")
