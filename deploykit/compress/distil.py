@@ -4,7 +4,7 @@ The student starts as some of the teacher's layers (Sun et al. 2019, Patient Kno
 or of another pretrained model's, each with its most active parts (`compress.student`), and learns from the teacher's
 soft labels (Hinton et al. 2015), hidden states and attention scores (Jiao et al. 2020) and self-attention relations
 (Wang et al. 2021). What the teacher says is computed once and kept in the cache. Rows without a label count too:
-`unlabeled` text, `augment`ed copies, and text that a language model writes (`generate`).
+`unlabeled` text, `augment`ed copies, text that a language model writes (`generate`), and rows `splice`d of all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from deploykit.compress.distillation import Objective, distil_from, matching_lay
 from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.generate import generated_rows
 from deploykit.compress.source import load_float
+from deploykit.compress.splice import spliced_rows
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths, spread
 from deploykit.data import open_unlabeled
 from deploykit.errors import UsageError
@@ -73,6 +74,8 @@ class Distil:
     """A causal language model, by folder or hub name, that writes rows like the training rows (`generate`)."""
     generate: int = 0
     """How many rows it writes, for the teacher to judge."""
+    splice: int = 0
+    """How many rows are made of pieces of two of all the others (`splice`), for the teacher to judge."""
     freeze_embeddings: bool = False
     """Leave the word embeddings as they are: a step of a small student takes half as long, and words that the training
     rows do not have stay where the student's other words are."""
@@ -102,7 +105,7 @@ class Distil:
         for name in ("hidden_size", "heads", "ffn", "relation_heads", "relation_layer", "max_train_samples"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        for name in ("augment", "generate"):
+        for name in ("augment", "generate", "splice"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if bool(self.generate) != bool(self.generator):
@@ -113,9 +116,9 @@ class Distil:
         objective = Objective(
             self.temperature, self.alpha, self.hidden_weight, ((1, 1),), self.attention_weight, self.relation_weight
         )
-        if (self.augment or self.unlabeled or self.generate) and not objective.asks_the_teacher():
+        if (self.augment or self.unlabeled or self.generate or self.splice) and not objective.asks_the_teacher():
             raise ValueError(
-                "augment, unlabeled and generate have no effect where alpha is 1 and no other weight is above 0"
+                "augment, unlabeled, generate and splice have no effect where alpha is 1 and no other weight is above 0"
             )
         training_of(self, 0)
 
@@ -143,7 +146,12 @@ class Distil:
         if generator is not None:
             more.append(open_unlabeled(generated_rows(generator, teacher, data, self.generate, self.seed)))
         own = [unlabeled(teacher, each) for each in more]
-        train_sets = [rows, *own, *augmented_rows(teacher, rows, self.augment, self.seed)]
+        train_sets = [
+            rows,
+            *own,
+            *augmented_rows(teacher, rows, self.augment, self.seed),
+            *spliced_rows(teacher, [rows, *own], self.splice, self.seed),
+        ]
         student = keep_layers(start, kept)
         if widths is not None:
             sample = rows.sample(CALIBRATION_ROWS, self.seed).encodings

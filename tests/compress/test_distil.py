@@ -137,8 +137,8 @@ def test_sets_of_rows_that_together_are_too_large_to_keep_are_learned_from_all_t
     rows = read_labelled(checkpoints.load(checkpoints.open_checkpoint(bert)), open_dataset(reviews), "train")
     alone = 2 * 32 * sum(len(encoding.ids) for encoding in rows.encodings)
     monkeypatch.setattr("deploykit.compress.teacher.MOST_BYTES", alone)  # the rows would fit, their copies not
-    made, _ = distilled(bert, reviews, tmp_path / "student", layers=1, augment=2, epochs=1)
-    assert made.facts["rows"] == [len(rows), 2 * len(rows)]
+    made, _ = distilled(bert, reviews, tmp_path / "student", layers=1, augment=2, splice=30, epochs=1)
+    assert made.facts["rows"] == [len(rows), 2 * len(rows), 30]
 
 
 def test_a_row_without_the_tasks_input_is_refused_with_its_place(bert: Path, reviews: Path, tmp_path: Path):
@@ -247,7 +247,9 @@ def test_a_student_that_does_not_fit_its_teacher_is_refused_before_any_work(sett
         {"layers": 1, "attention_weight": -1.0},
         {"layers": 1, "relation_heads": 4},
         {"layers": 1, "relation_layer": 1},
+        {"layers": 1, "splice": -1},
         {"layers": 1, "alpha": 1.0, "hidden_weight": 0.0, "augment": 1},
+        {"layers": 1, "alpha": 1.0, "hidden_weight": 0.0, "splice": 1},
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(settings: dict[str, float]):
