@@ -45,7 +45,8 @@ def spliced(encodings: Sequence[Encoding], count: int, seed: int) -> list[Encodi
     if not rows:
         return []
     rng = np.random.default_rng(seed)
-    return [_spliced(*(rows[index] for index in rng.integers(len(rows), size=2)), rng) for _ in range(count)]
+    pairs = (rng.integers(len(rows), size=2) for _ in range(count))
+    return [_spliced(rows[first], rows[second], rng) for first, second in pairs]
 
 
 def spliced_rows(teacher: Checkpoint, sets: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:

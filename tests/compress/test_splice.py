@@ -11,7 +11,8 @@ CLS, SEP = 2, 3
 
 def encoding_of(*texts):
     """Encode texts, given as the token ids of each word."""
-    ids, types, words = [CLS], [0], [None]
+    ids, types = [CLS], [0]
+    words: list[int | None] = [None]
     for kind, text in enumerate(texts):
         ids += [token for word in text for token in word] + [SEP]
         words += [number for number, word in enumerate(text) for _ in word] + [None]
@@ -21,7 +22,8 @@ def encoding_of(*texts):
 
 def words_of(encoding):
     """Return the words of each text: what `encoding_of` was given."""
-    texts, last = [[]], None
+    texts: list[list[list[int]]] = [[]]
+    last = None
     for token, word, special in zip(encoding.ids[1:-1], encoding.word_ids[1:-1], encoding.special[1:-1], strict=True):
         if special:
             texts.append([])
