@@ -124,7 +124,6 @@ def _compute(
         _partial(final).replace(final)
 
 
-@torch.inference_mode()
 def _forward(
     teacher: Checkpoint,
     encodings: Sequence[Encoding],
@@ -133,16 +132,21 @@ def _forward(
 ) -> Iterator[tuple[list[NDArray[np.float32]], dict[str, NDArray[np.float16]]]]:
     """Yield a batch's logits, row by row, and its states without padding, rows one after the other."""
     unpad = decoder_of(teacher.spec.task).unpad
-    with on_accelerator(teacher.model) as model:
+    with on_accelerator(teacher.model) as model, _autocast(model):
         for indices in batches:
             batch = [encodings[index] for index in indices]
             inputs = collate(batch, teacher.spec.pad_id, input_names(model))
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=precision() == "bf16"):
+            with torch.inference_mode():  # not around: leaving it would end an autocast that began inside
                 seen = observe.states(model, inputs, names)
             real = inputs["attention_mask"].bool()
             states = {name: seen[name][real].half().cpu().numpy() for name in names}
             yield unpad(seen["logits"].float().cpu().numpy(), batch), states
+
+
+def _autocast(model: PreTrainedModel) -> torch.autocast:
+    """Return the precision that students train in; around all batches, so that each weight is rounded once."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision() == "bf16")
 
 
 @contextmanager
