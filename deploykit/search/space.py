@@ -64,6 +64,8 @@ def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
         "epochs": (2, 4),
         "learning_rate": (1e-4, 2e-4, 5e-4),
         "augment": (0, 4),
+        "splice": (0, 50_000),
+        "freeze_embeddings": (True,),
     }
     return {"layers": (0, *fewer), **others} if fewer else {}
 

@@ -29,7 +29,7 @@ validate: {max_drop: 0.5, parity_rows: 8, invariance_rows: 4}
 bench: {scenarios: [single], calls: 20, warm_up: 2, seconds: 1, threads: 1}
 report: {max_slowdown: 9.0, max_drop: 0.9, max_growth: 9.0}
 search:
-  distil: {layers: [0, 1], heads: null, ffn: null, epochs: 1, augment: 0, learning_rate: [1.0e-4, 1.0e-3]}
+  distil: {layers: [0, 1], heads: null, ffn: null, epochs: 1, augment: 0, splice: 0, learning_rate: [1.0e-4, 1.0e-3]}
   prune: {heads: [0, 0.25], ffn: 0, epochs: 0, multiple: 1}
   prune-post-training: false
   train-quantized: false

@@ -26,7 +26,7 @@ compress:
   - distil: {layers: 5, max_train_samples: 100}
   - quantize: {}
 search:
-  distil: {layers: [0, 2, 3], epochs: 1, augment: 0}
+  distil: {layers: [0, 2, 3], epochs: 1, augment: 0, splice: 0, freeze_embeddings: true}
   prune:
     heads: [0, 0.5]
     ffn: [0]
@@ -48,7 +48,7 @@ def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_pat
     space = space_of(FACTS, pipeline.compress, pipeline.search)
     found = recipes(space)
     students = {
-        Distil(layers=n, heads=h, ffn=f, epochs=1, learning_rate=r, max_train_samples=100)
+        Distil(layers=n, heads=h, ffn=f, epochs=1, learning_rate=r, freeze_embeddings=True, max_train_samples=100)
         for n, h, f, r in itertools.product((2, 3), (None, 6), (None, 384), (1e-4, 2e-4, 5e-4))
     }
     assert {stages[0] for stages in found if isinstance(stages[0], Distil)} == students

@@ -31,6 +31,8 @@ NARROWING = Narrowing(
             "epochs": (1,),
             "learning_rate": (1e-3,),
             "augment": (0,),
+            "splice": (0,),
+            "freeze_embeddings": (False,),
             "heads": (None,),
             "ffn": (None,),
         },
