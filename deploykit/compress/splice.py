@@ -8,8 +8,8 @@ section 3), but the teacher reads the result and says what it is, in the place o
 MiniLM-L6 on sentence sentiment, a student of three layers of 4 heads that had gone over 48,000 written rows four times:
 an epoch with 97,000 spliced rows beside them took its divergence from the teacher from 0.059 to 0.054 on validation and
 from 0.082 to 0.072 on tweets, another with 408,000 more to 0.046 and 0.067. (One seed; spliced by a script that cut at
-spaces, where this cuts between the tokenizer's words.) The same shape in one run of two epochs, with 500,000 spliced of the
-12,485 labelled rows and none written: 0.049 and 0.078.
+spaces, where this cuts between the tokenizer's words.) The same shape in one run of two epochs, with 500,000 spliced of
+the 12,485 labelled rows and none written: 0.049 and 0.078.
 
     L tokens of a row, special ones included
 """
