@@ -68,11 +68,13 @@ def test_what_is_made_is_a_cut_a_beginning_with_an_end_or_a_span_in_the_place_of
 
 
 def test_each_text_of_a_pair_is_spliced_with_the_others_in_the_same_place():
-    pairs = [encoding_of(numbered(100, 6), numbered(200, 9)), encoding_of(numbered(300, 4), numbered(400, 3))]
+    pairs = [encoding_of(numbered(100, 6), numbered(200, 9)), encoding_of(numbered(300, 12), numbered(400, 3))]
     rows = spliced(pairs, 300, seed=0)
     for row in rows:
         texts = words_of(row)
         assert row == encoding_of(*texts)
+        assert all(texts)
+        assert len(row.ids) <= max(len(each.ids) for each in pairs)
         assert [{token // 100 % 2 for word in text for token in word} for text in texts] == [{1}, {0}]
     assert any({token // 100 for token in row.ids} >= {1, 2, 3, 4} for row in rows)
 
