@@ -8,6 +8,7 @@ its other settings do not matter. Settings that are not searched are those of th
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from deploykit import settings
@@ -63,7 +64,7 @@ def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
         "ffn": _narrower(facts.structure.ffn, 4),
         "epochs": (2, 4),
         "learning_rate": (1e-4, 2e-4, 5e-4),
-        "augment": (0, 4),
+        "augment": (4,),
         "splice": (0, 50_000),
         "freeze_embeddings": (True,),
     }
@@ -154,6 +155,11 @@ class Part:
         asked = {name: assignment[self.named(name)] for name in self.others}
         return self._with({**self.fixed, **asked, **on})
 
+    @cached_property
+    def assignment_of(self) -> Mapping[Stage | None, dict[str, Value]]:
+        """By what it makes, the first assignment that does; None is the stage left out."""
+        return {self.made(found): found for found in reversed(list(self.assignments()))}
+
     def off(self) -> dict[str, Value]:
         """Return the assignment that leaves the stage out; its switches must have such values."""
         switches = self.switches.items()
@@ -209,8 +215,7 @@ class Space:
         wanted = {stage.verb: stage for stage in stages}
         found: dict[str, Value] = {}
         for part in self.parts:
-            same = (one for one in part.assignments() if part.made(one) == wanted.get(part.stage.verb))
-            found |= next(same, {})
+            found |= part.assignment_of.get(wanted.get(part.stage.verb), {})
         settings_of_all = {part.named(name) for part in self.parts for name in part.switches}
         known = settings_of_all <= set(found) and self.recipe(found) == tuple(stages)
         return found if known and self._allows(stages) else None
