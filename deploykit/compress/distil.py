@@ -85,8 +85,7 @@ class Distil:
     patience: int = 4
     """Stop after this many epochs without a better validation metric."""
     swa: bool = False
-    """Keep the mean of the weights at the epochs' ends, the learning rate falling anew in each (`train.loop`). For long
-    trainings: it gains where every end is a good student, and costs where the first is not one yet."""
+    """Keep the mean of the weights at the epochs' ends, the learning rate falling anew in each."""
     seed: int = 0
     max_train_samples: int | None = None
     """Train on this many labelled rows, drawn by the seed."""

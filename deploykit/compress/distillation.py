@@ -6,11 +6,6 @@ and consistent"). MiniLM-L6 on sentence sentiment, three layers of 6 heads and 3
 epochs, one seed: a divergence from the teacher of 0.067 on the test split and 0.104 on tweets, with dropout 0.078 and
 0.118 and a fifth more time; the accuracies were alike.
 
-The mean of several ends is nearer to the teacher than the best of them (`swa`): three students, each taught on from the
-one before, diverged by 0.054, 0.046 and 0.047 on validation and by 0.072, 0.067 and 0.068 on tweets, and the mean of
-their weights by 0.043 and 0.060. In one run of two epochs on 77 intents, whose first end is not a good student yet, the
-mean diverged by 0.089, and the end of a run without `swa` by 0.075.
-
     N rows   L padded length   C labels   H hidden size   M scored positions
 """
 
