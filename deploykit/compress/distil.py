@@ -84,8 +84,6 @@ class Distil:
     weight_decay: float = 0.01
     patience: int = 4
     """Stop after this many epochs without a better validation metric."""
-    swa: bool = False
-    """Keep the mean of the weights at the epochs' ends, the learning rate falling anew in each."""
     seed: int = 0
     max_train_samples: int | None = None
     """Train on this many labelled rows, drawn by the seed."""

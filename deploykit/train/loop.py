@@ -8,8 +8,8 @@ and a training that was killed and goes on ends with bitwise the weights of one 
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,6 @@ class Training:
     """On matrices; biases and norms have none."""
     patience: int = 2
     """Stop after this many epochs without a better metric."""
-    swa: bool = False
-    """Stochastic weight averaging (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-    Generalization", section 3): the learning rate goes its whole way in each epoch, and an epoch is judged by, and may
-    be kept as, the mean of the weights at its end and at the end of each before."""
     seed: int = 0
     max_grad_norm: float = 1.0
     pad_id: int = 0
@@ -69,8 +65,6 @@ class Training:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf or self.max_grad_norm <= 0:
             raise ValueError(f"learning_rate and max_grad_norm must be above 0, not {self.learning_rate}")
-        if self.swa and self.epochs == 1:
-            raise ValueError("swa has no effect with one epoch")
         if not 0 <= self.warmup_ratio < 1 or not 0 <= self.weight_decay < math.inf or self.seed < 0:
             raise ValueError("warmup_ratio must be in [0, 1), weight_decay and seed must not be negative")
 
@@ -141,9 +135,6 @@ def train(
 
 def learning_rate_at(step: int, total: int, settings: Training) -> float:
     """Return the learning rate of a step (from 0): a rise to the highest, then a straight fall towards 0."""
-    if settings.swa:
-        total //= settings.epochs
-        step %= total
     warmup = int(total * settings.warmup_ratio)
     if step < warmup:
         return settings.learning_rate * (step + 1) / (warmup + 1)
@@ -169,7 +160,7 @@ def adamw(model: nn.Module, settings: Training) -> torch.optim.AdamW:
 
 @dataclass
 class _Run:
-    """A training under way: step, loss_sum, history, mean and the tensors are its whole state."""
+    """A training under way: step, loss_sum, history and the tensors are its whole state."""
 
     model: nn.Module
     examples: Sequence[Example]
@@ -180,8 +171,6 @@ class _Run:
     loss_sum: float = 0.0
     """Over the steps of the epoch under way."""
     history: list[Epoch] = field(default_factory=list)
-    mean: state.Weights = field(default_factory=dict)
-    """With `swa`, of the weights at the ends of the epochs in `history`."""
 
     def __post_init__(self) -> None:
         self._accelerator = Accelerator(mixed_precision=precision(), cpu=not torch.accelerator.is_available())
@@ -210,7 +199,7 @@ class _Run:
     def resume(self) -> None:
         """Take up a saved state, if there is one."""
         if (self.workdir / _STATE).is_file():
-            found, self.mean = state.load_state(self.workdir / _STATE, self.model, self._optimizer)
+            found = state.load_state(self.workdir / _STATE, self.model, self._optimizer)
             self.step, self.loss_sum = found["step"], found["loss_sum"]
             self.history = [Epoch(**epoch) for epoch in found["history"]]
 
@@ -229,24 +218,13 @@ class _Run:
     def close_epoch(self, evaluate: Evaluate) -> None:
         """Evaluate, keep the weights if they are the best so far, and save."""
         self._wrapped.eval()
-        with self._averaged() if self.settings.swa else nullcontext():
-            metric = float(processes.from_first(repr(evaluate())))  # all stop early, or none
-            is_best = all(metric > epoch.metric for epoch in self.history)
-            if is_best and self.is_main:
-                state.save_weights(self.workdir / _BEST, self.model)
+        metric = float(processes.from_first(repr(evaluate())))  # all stop early, or none
+        is_best = all(metric > epoch.metric for epoch in self.history)
         self.history.append(Epoch(len(self.history) + 1, self.loss_sum / self._steps_per_epoch, metric))
         self.loss_sum = 0.0
+        if is_best and self.is_main:
+            state.save_weights(self.workdir / _BEST, self.model)
         self._save()
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Take the weights into the mean, which the model has for a while; then they are what they were."""
-        own = {name: weight.clone() for name, weight in state.weights_of(self.model).items()}
-        ended = len(self.history) + 1
-        self.mean = {name: torch.lerp(self.mean.get(name, weight), weight, 1 / ended) for name, weight in own.items()}
-        state.fill(self.model, self.mean)
-        yield
-        state.fill(self.model, own)
 
     def finish(self) -> None:
         """Leave the model with its best weights and the disk without the state."""
@@ -289,7 +267,7 @@ class _Run:
         if self.is_main:
             done: dict[str, Any] = {"step": self.step, "loss_sum": self.loss_sum, "history": []}
             done["history"] = [asdict(epoch) for epoch in self.history]
-            state.save_state(self.workdir / _STATE, self.model, self._optimizer, self.mean, done)
+            state.save_state(self.workdir / _STATE, self.model, self._optimizer, done)
         self._saved_at = time.monotonic()
 
 

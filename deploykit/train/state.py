@@ -12,61 +12,50 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 _PROGRESS = "progress"
-_MODEL, _OPTIMIZER, _MEAN = "model.", "optimizer.", "mean."
-
-Weights = dict[str, Tensor]
-"""A model's parameters by name, shared ones once, by their first name."""
+_MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
 def save_weights(file: Path, model: nn.Module) -> None:
     """Write a model's parameters."""
-    _replace(file, weights_of(model), {})
+    _replace(file, _parameters(model), {})
 
 
 def load_weights(file: Path, model: nn.Module) -> None:
     """Fill a model with the parameters that `save_weights` wrote, in place."""
-    fill(model, load_file(file))
+    _fill(model, load_file(file))
 
 
-def save_state(
-    file: Path, model: nn.Module, optimizer: Optimizer, mean: Mapping[str, Tensor], progress: Mapping[str, Any]
-) -> None:
-    """Write parameters, the optimizer's moments, the mean of earlier parameters and how far training is."""
-    tensors = {f"{_MODEL}{name}": tensor for name, tensor in weights_of(model).items()}
-    tensors |= {f"{_MEAN}{name}": tensor for name, tensor in mean.items()}
+def save_state(file: Path, model: nn.Module, optimizer: Optimizer, progress: Mapping[str, Any]) -> None:
+    """Write parameters, the optimizer's moments and how far training is."""
+    tensors = {f"{_MODEL}{name}": tensor for name, tensor in _parameters(model).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in moments.items()}
     _replace(file, tensors, {_PROGRESS: json.dumps(progress)})
 
 
-def load_state(file: Path, model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any], Weights]:
-    """Fill model and optimizer in place and return the progress and the mean of earlier parameters."""
+def load_state(file: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Fill model and optimizer in place and return the progress."""
     with safe_open(file, "pt") as handle:
         progress: dict[str, Any] = json.loads(handle.metadata()[_PROGRESS])
     tensors = load_file(file)
-    fill(model, _under(_MODEL, tensors))
+    _fill(model, {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items() if name.startswith(_MODEL)})
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMIZER):
             index, _, moment = name.removeprefix(_OPTIMIZER).partition(".")
             moments.setdefault(int(index), {})[moment] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return progress, _under(_MEAN, tensors)
+    return progress
 
 
-def weights_of(model: nn.Module) -> Weights:
-    """Return a model's parameters on the CPU, where they may share memory with the model's."""
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Name every parameter once, shared ones by their first name."""
     return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy parameters into a model, in place."""
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[name])
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Weights:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _replace(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -16,8 +16,8 @@ from deploykit.artifact import digest_of
 from deploykit.train.batch import Batch, Example, collate
 from deploykit.train.loop import Training, train
 
-SETTINGS = Training(epochs=3, learning_rate=5e-2, batch_size=8, swa=True, seed=3, save_every_s=0.0)
-"""State saved after every step; all that a state holds has a part in the end."""
+SETTINGS = Training(epochs=3, learning_rate=5e-2, batch_size=8, seed=3, save_every_s=0.0)
+"""State saved after every step."""
 
 
 class Model(nn.Module):

@@ -102,40 +102,6 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path):
     assert subject.digest(model) == after[1] != after[2]
 
 
-def test_with_swa_the_mean_of_the_epochs_ends_is_judged_and_kept_and_training_goes_on_from_the_ends(tmp_path):
-    model, examples = subject.make_model(), subject.make_examples()
-    ends, judged = [], []
-
-    def watched(wrapped, batch):
-        ends.append(flat(model))  # what a step begins with is what the one before has left
-        return subject.loss(wrapped, batch)
-
-    def evaluate():
-        judged.append(flat(model))
-        return float(len(judged))
-
-    settings = dataclasses.replace(QUICK, epochs=4, swa=True)
-    train(model, examples, watched, evaluate, settings, tmp_path / ".train")
-    steps = len(ends) // 4
-    torch.testing.assert_close(judged[0], ends[steps], rtol=0, atol=0)
-    for epoch in (2, 3):
-        mean = torch.stack([ends[steps * ended] for ended in range(1, epoch + 1)]).mean(0)
-        torch.testing.assert_close(judged[epoch - 1], mean)
-        assert not torch.allclose(judged[epoch - 1], ends[steps * epoch], rtol=1e-3), "the ends differ from their mean"
-    assert torch.equal(flat(model), judged[3])
-
-
-def flat(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-
-
-def test_with_swa_the_learning_rate_goes_its_whole_way_in_each_epoch():
-    settings = Training(epochs=4, learning_rate=1.0, warmup_ratio=0.2, swa=True)
-    alone = dataclasses.replace(settings, epochs=1, swa=False)
-    once = [learning_rate_at(step, 20, alone) for step in range(20)]
-    assert [learning_rate_at(step, 80, settings) for step in range(80)] == 4 * once
-
-
 def test_the_first_of_equal_epochs_is_the_best():
     assert History((Epoch(1, 0.0, 0.5), Epoch(2, 0.0, 0.5))).best.epoch == 1
 
@@ -210,7 +176,6 @@ def test_only_matrices_decay():
         {"weight_decay": -1.0},
         {"seed": -1},
         {"max_grad_norm": 0.0},
-        {"swa": True, "epochs": 1},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong):
