@@ -64,7 +64,7 @@ def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
         "ffn": _narrower(facts.structure.ffn, 4),
         "epochs": (2, 4),
         "learning_rate": (1e-4, 2e-4, 5e-4),
-        "augment": (4,),
+        "augment": (0, 4),
         "splice": (0, 50_000),
         "freeze_embeddings": (True,),
     }
@@ -156,8 +156,8 @@ class Part:
         return self._with({**self.fixed, **asked, **on})
 
     @cached_property
-    def assignment_of(self) -> Mapping[Stage | None, dict[str, Value]]:
-        """By what it makes, the first assignment that does; None is the stage left out."""
+    def by_stage(self) -> Mapping[Stage | None, dict[str, Value]]:
+        """The first assignment that makes each stage; None is the stage left out."""
         return {self.made(found): found for found in reversed(list(self.assignments()))}
 
     def off(self) -> dict[str, Value]:
@@ -215,7 +215,7 @@ class Space:
         wanted = {stage.verb: stage for stage in stages}
         found: dict[str, Value] = {}
         for part in self.parts:
-            found |= part.assignment_of.get(wanted.get(part.stage.verb), {})
+            found |= part.by_stage.get(wanted.get(part.stage.verb), {})
         settings_of_all = {part.named(name) for part in self.parts for name in part.switches}
         known = settings_of_all <= set(found) and self.recipe(found) == tuple(stages)
         return found if known and self._allows(stages) else None
