@@ -93,6 +93,18 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def of_other_pieces(folder: Path) -> None:
+    """Give a folder's model another vocabulary of as many pieces: some words in two, case kept, pieces elsewhere."""
+    split = {"film": "fi", "story": "st", "paris": "pa", "great": "gr"}
+    rest = {"##s": "##lm", "##er": "##ory", "##in": "##ris", "p": "##eat"}
+    pieces = [split.get(piece, rest.get(piece, piece)) for piece in VOCABULARY[len(SPECIAL) :]]
+    tokenizer = tiny_tokenizer()
+    ids = {piece: at for at, piece in enumerate([*SPECIAL, *reversed(pieces)])}
+    tokenizer.model = models.WordPiece(ids, unk_token="[UNK]")
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def classification_row(rng: random.Random) -> dict[str, str]:
     """A sentence whose label is the polarity of its only polar word."""
     label = rng.choice(CLASS_LABELS)

@@ -8,15 +8,15 @@ change, so the copies have none, and the teacher says what they are.
     V tokens of the vocabulary   W words of the rows   H hidden size   K neighbours
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit import families
 from deploykit.checkpoint import Checkpoint
-from deploykit.runtime.tokenizer import Encoding
+from deploykit.compress.words import Texts, Word, row_of, texts_of
+from deploykit.tasks import task_named
 from deploykit.train.labelled import Labelled, without_labels
 
 PROBABILITY = 0.4
@@ -26,40 +26,45 @@ _CHUNK = 1024
 """Words whose similarities are held at once, which bounds the memory."""
 
 
-def augmented(
-    encodings: Sequence[Encoding], embeddings_VH: NDArray[np.float32], copies: int, seed: int
-) -> list[Encoding]:
+def augmented(rows: Sequence[Texts], embeddings_VH: NDArray[np.float32], copies: int, seed: int) -> Iterator[Texts]:
     """Make `copies` of every row, word by word the same or a near word; decided by the seed.
 
     Args:
-        encodings: the rows.
+        rows: in words.
         embeddings_VH: the model's word embeddings.
         copies: of each row, at least 1.
         seed: of the draws.
     """
-    words = np.unique([encoding.ids[at] for encoding in encodings for at in single_token_words(encoding)])
+    spelled = {word.ids[0]: word.text.strip() for row in reversed(rows) for word in single_token_words(row)}
+    words = np.unique([*spelled])
     if len(words) < 2:
-        return list(encodings) * copies
+        yield from list(rows) * copies
+        return
     near_WK = words[neighbours(embeddings_VH[words], min(NEIGHBOURS, len(words) - 1))]
     rng = np.random.default_rng(seed)
-    index_of = {word: index for index, word in enumerate(words.tolist())}
-    return [_copy(encoding, near_WK, index_of, rng) for _ in range(copies) for encoding in encodings]
+    near = {
+        word: [spelled[other] for other in others]
+        for word, others in zip(words.tolist(), near_WK.tolist(), strict=True)
+    }
+    for _ in range(copies):
+        for row in rows:
+            yield _copy(row, near, rng)
 
 
 def augmented_rows(teacher: Checkpoint, rows: Labelled, copies: int, seed: int) -> list[Labelled]:
     """Return the copies of some rows as a set of rows without labels; no set where there are to be none."""
     if not copies:
         return []
+    task = task_named(teacher.spec.task)
     table_VH = families.word_embeddings(teacher.model).numpy()
-    return [without_labels(teacher, augmented(rows.encodings, table_VH, copies, seed), rows.file)]
+    texts = [texts_of(task, *row) for row in zip(rows.rows, rows.encodings, strict=True)]
+    made = (row_of(task, row) for row in augmented([row for row in texts if row], table_VH, copies, seed))
+    return [without_labels(teacher, list(made), rows.file)]
 
 
-def single_token_words(encoding: Encoding) -> list[int]:
-    """Return the positions of words that are one token."""
-    words = [None, *encoding.word_ids, None]
-    return [
-        at for at, word in enumerate(encoding.word_ids) if word is not None and word not in (words[at], words[at + 2])
-    ]
+def single_token_words(row: Texts) -> list[Word]:
+    """Return the words that are one token."""
+    return [word for text in row for word in text if len(word.ids) == 1]
 
 
 def neighbours(vectors_WH: NDArray[np.float32], count: int) -> NDArray[np.int64]:
@@ -74,14 +79,20 @@ def neighbours(vectors_WH: NDArray[np.float32], count: int) -> NDArray[np.int64]
     return np.concatenate(found)
 
 
-def _copy(
-    encoding: Encoding, near_WK: NDArray[np.int64], index_of: dict[int, int], rng: np.random.Generator
-) -> Encoding:
-    positions = single_token_words(encoding)
-    replaced = rng.random(len(positions)) < PROBABILITY
-    chosen = rng.integers(0, near_WK.shape[1], len(positions))
-    ids = list(encoding.ids)
-    for at, change, pick in zip(positions, replaced, chosen, strict=True):
-        if change:
-            ids[at] = int(near_WK[index_of[ids[at]], pick])
-    return replace(encoding, ids=ids)
+def _copy(row: Texts, near: Mapping[int, Sequence[str]], rng: np.random.Generator) -> Texts:
+    count = len(single_token_words(row))
+    replaced = rng.random(count) < PROBABILITY
+    chosen = rng.integers(0, len(next(iter(near.values()))), count)
+    draws = zip(replaced.tolist(), chosen.tolist(), strict=True)
+
+    def other(word: Word) -> Word:
+        if len(word.ids) > 1:
+            return word
+        change, pick = next(draws)
+        return word._replace(text=_like(word.text, near[word.ids[0]][pick])) if change else word
+
+    return [[other(word) for word in text] for text in row]
+
+
+def _like(old: str, new: str) -> str:
+    return f" {new}" if old.startswith(" ") else new

@@ -17,15 +17,18 @@ from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
 from deploykit.compress.augment import augmented_rows
-from deploykit.compress.distillation import Objective, distil_from, matching_layers
+from deploykit.compress.average import Weights, average, divergence
+from deploykit.compress.distillation import Objective, distil_from, matching_layers, reads_alike
 from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.generate import generated_rows
+from deploykit.compress.reread import moved, reread
 from deploykit.compress.source import load_float
 from deploykit.compress.splice import spliced_rows
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths, spread
+from deploykit.compress.teacher import teacher_outputs
 from deploykit.data import open_unlabeled
 from deploykit.errors import UsageError
-from deploykit.train.labelled import read_labelled, unlabeled
+from deploykit.train.labelled import Labelled, read_labelled, unlabeled
 from deploykit.train.loop import training_of
 
 CALIBRATION_ROWS = 512
@@ -39,9 +42,9 @@ class Distil:
     layers: int | tuple[int, ...]
     """How many of the start's layers, evenly spaced; or which ones, counted from 1: [1, 3, 6]."""
     student: str | None = field(default=None, metadata=stage.FURTHER_CHECKPOINT)
-    """Another model of the same vocabulary to start from, by folder or hub name: a pretrained smaller one, or a student
-    of the same labels, which goes on learning with its widths and its head. Its content enters the digest. None: the
-    teacher itself."""
+    """Another model to start from, by folder or hub name: a pretrained smaller one, or a student of the same labels,
+    which goes on learning with its widths and its head. Its content enters the digest. One of another vocabulary keeps
+    its tokenizer, and learns from labels and logits alone. None: the teacher itself."""
     hidden_size: int | None = None
     """A multiple of the start's head size, which stays; None: the start's."""
     heads: int | None = None
@@ -79,6 +82,9 @@ class Distil:
     freeze_embeddings: bool = False
     """Leave the word embeddings as they are: a step of a small student takes half as long, and words that the training
     rows do not have stay where the student's other words are."""
+    average: bool = False
+    """Of a `student` that goes on learning: keep the weights between where it began and where it ended that diverge
+    least from the teacher's answers on the validation rows (`compress.average`)."""
     batch_size: int = 32
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
@@ -108,8 +114,15 @@ class Distil:
         for name in ("augment", "generate", "splice"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        self._require_effects()
+        training_of(self, 0)
+
+    def _require_effects(self) -> None:
+        """Check that no setting is without effect beside the others."""
         if bool(self.generate) != bool(self.generator):
             raise ValueError("generator and generate need each other: who writes rows, and how many")
+        if self.average and not self.student:
+            raise ValueError("average needs a student that goes on learning: a start that was taught already")
         for name in ("relation_heads", "relation_layer"):
             if getattr(self, name) is not None and self.relation_weight == 0:
                 raise ValueError(f"{name} has no effect without a relation_weight")
@@ -120,7 +133,6 @@ class Distil:
             raise ValueError(
                 "augment, unlabeled, generate and splice have no effect where alpha is 1 and no other weight is above 0"
             )
-        training_of(self, 0)
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
         """Write the student.
@@ -137,10 +149,12 @@ class Distil:
         source, data, *further = sources
         teacher = load_float(source, self.verb)
         start, generator = self._named(teacher, [each for each in further if each.kind == "checkpoint"])
+        alike = reads_alike(start, teacher)
         kept, widths = self._layers(start), self._widths(start)
         objective = self._objective(teacher, start, widths)
         rows = read_labelled(teacher, data, "train").trainable().sample(self.max_train_samples, self.seed)
-        validation = read_labelled(teacher, data, "validation")
+        judged = read_labelled(teacher, data, "validation")
+        validation = judged if alike else reread(judged, start)
         more = [each for each in further if each.kind == "dataset"]
         _require(bool(more) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
         if generator is not None:
@@ -154,10 +168,12 @@ class Distil:
         ]
         student = keep_layers(start, kept)
         if widths is not None:
-            sample = rows.sample(CALIBRATION_ROWS, self.seed).encodings
-            student = keep_widths(student, widths, activity(student, sample))
+            sample = rows.sample(CALIBRATION_ROWS, self.seed)
+            sample = sample if alike else reread(sample, start)
+            student = keep_widths(student, widths, activity(student, sample.encodings))
         if self.freeze_embeddings:
             word_embeddings(student.model).weight.requires_grad = False
+        began = {name: tensor.clone() for name, tensor in student.model.state_dict().items()} if self.average else {}
         history = distil_from(
             (source, teacher),
             student,
@@ -165,8 +181,34 @@ class Distil:
             objective,
             (training_of(self, teacher.spec.pad_id), scratch / ".train"),
         )
-        facts = waterfall.finish(student, (source, teacher), validation, self, scratch)
-        return {**facts, "history": [asdict(epoch) for epoch in history.epochs], "rows": list(map(len, train_sets))}
+        averaged = self._averaged(began, student, validation, (source, teacher, judged)) if self.average else {}
+        row = waterfall.measure(student, validation, self.verb, stage.settings_of(self))
+        facts = waterfall.add(student, waterfall.begun((source, teacher), judged), row, scratch)
+        return {
+            **facts,
+            "history": [asdict(epoch) for epoch in history.epochs],
+            "rows": list(map(len, train_sets)),
+            **averaged,
+        }
+
+    @staticmethod
+    def _averaged(
+        began: Weights, student: Checkpoint, validation: Labelled, teacher: tuple[Artifact, Checkpoint, Labelled]
+    ) -> dict[str, Any]:
+        """Give the student the weights on the way from its start that agree best with the teacher; return the facts."""
+        source, model, judged = teacher
+        theirs = moved(
+            judged, validation.encodings, teacher_outputs(source.digest, model, judged.encodings, ()).logits, 0
+        )
+
+        def of_student() -> float:
+            return divergence(theirs, checkpoint.logits(student, validation.encodings), validation.targets)
+
+        return {
+            "divergence_by_share": {
+                str(share): value for share, value in average(began, student.model, of_student).items()
+            }
+        }
 
     def _named(self, teacher: Checkpoint, found: Sequence[Artifact]) -> tuple[Checkpoint, Artifact | None]:
         """Return what the student is cut from, and who writes rows."""
@@ -178,13 +220,14 @@ class Distil:
         return start, named.get("generator")
 
     def _start(self, teacher: Checkpoint, found: Artifact) -> Checkpoint:
-        """Open another model with the teacher's tokenizer to cut the student from."""
+        """Open another model to cut the student from; of the same vocabulary, with the teacher's tokenizer."""
         base = self._taught(found, teacher) or checkpoint.load_base(found, teacher.spec.task, teacher.labels, self.seed)
         vocabularies = [checkpoint.tokenizer_json(each)["model"]["vocab"] for each in (base, teacher)]
-        _require(vocabularies[0] == vocabularies[1], "student", "a model of the teacher's vocabulary", "another")
         most = base.spec.max_length
         fits = teacher.spec.max_length <= most
         _require(fits, "student", f"a model that takes {teacher.spec.max_length} tokens, as the teacher", most)
+        if vocabularies[0] != vocabularies[1]:
+            return checkpoint.shortened(base, teacher.spec.max_length)
         spec = replace(teacher.spec, structure=base.spec.structure)
         return replace(base, path=teacher.path, tokenizer=teacher.tokenizer, spec=spec)
 
@@ -227,6 +270,10 @@ class Distil:
         return Widths(hidden, heads, ffn)
 
     def _objective(self, teacher: Checkpoint, start: Checkpoint, widths: Widths | None) -> Objective:
+        if not reads_alike(start, teacher):
+            for name in ("hidden_weight", "attention_weight", "relation_weight"):
+                weight = getattr(self, name)
+                _require(weight == 0, name, "0 for a student of another vocabulary, whose tokens are others", weight)
         kept, theirs = self._layers(start), families.structure_of(teacher.model).heads
         starts = families.structure_of(start.model).heads
         own = [widths.heads if widths else starts[layer] for layer in kept]

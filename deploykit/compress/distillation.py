@@ -12,7 +12,7 @@ epochs, one seed: a divergence from the teacher of 0.067 on the test split and 0
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from deploykit.checkpoint import Checkpoint, input_names, kept_when_stopped
 from deploykit.compress import observe
 from deploykit.compress.losses import attention_loss, attention_scores, hidden_loss, relation_loss, soft_label_loss
 from deploykit.compress.observe import Observed, Seen
+from deploykit.compress.reread import moved, reread
 from deploykit.compress.teacher import TeacherOutputs, on_accelerator, states_to_keep, teacher_outputs
 from deploykit.tasks.task import IGNORED
 from deploykit.train.batch import LABELS, Batch, Example, examples_of
@@ -125,14 +126,17 @@ def distil_from(
     source, model = teacher
     *train_sets, validation = rows
     settings, workdir = training
-    names = dict.fromkeys((*input_names(model.model), *input_names(student.model)))
+    alike = reads_alike(student, model)
+    names = [*dict.fromkeys((*(input_names(model.model) if alike else ()), *input_names(student.model)))]
     states = states_to_keep(model, [each.encodings for each in train_sets], objective.states())
     examples = [
         example
         for each in train_sets
-        for example in with_teacher(
-            examples_of(each.encodings, each.targets, list(names)),
+        for example in _examples(
+            each,
+            each if alike else reread(each, student),
             teacher_outputs(source.digest, model, each.encodings, states),
+            names,
         )
     ]
     with on_accelerator(model.model), kept_when_stopped(student, workdir.parent), without_dropout(student.model):
@@ -190,6 +194,18 @@ def best_projection(student: PreTrainedModel, teacher: PreTrainedModel) -> Tenso
     own, theirs = (table[:pieces] for table in tables)
     solution: Tensor = torch.linalg.lstsq(own.double(), theirs.double(), driver="gelsd").solution
     return solution.T.to(own.dtype)
+
+
+def reads_alike(student: Checkpoint, teacher: Checkpoint) -> bool:
+    """Tell whether a student's tokens are its teacher's."""
+    return student.tokenizer is teacher.tokenizer
+
+
+def _examples(theirs: Labelled, own: Labelled, outputs: TeacherOutputs, names: Sequence[str]) -> list[Example]:
+    """Make examples of rows as the student reads them, with what the teacher says of the rows as it reads them."""
+    if own is not theirs:
+        outputs = replace(outputs, logits=[*moved(theirs, own.encodings, outputs.logits, 0)])
+    return with_teacher(examples_of(own.encodings, own.targets, names), outputs)
 
 
 def with_teacher(examples: Sequence[Example], outputs: TeacherOutputs) -> list[Example]:

@@ -4,6 +4,7 @@ N rows   L tokens of a row   C labels
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -79,14 +80,14 @@ def _unlabelled(checkpoint: Checkpoint, source: Artifact) -> Labelled:
     for index, row in enumerate(split.rows):
         task.check(row, split.where(index))
     encodings = task.encode(checkpoint.tokenizer, split.rows)
-    return Labelled(encodings, [np.array(IGNORED)] * len(encodings), split.file)
+    return Labelled(split.rows, encodings, [np.array(IGNORED)] * len(encodings), split.file)
 
 
 def _self_labelled(checkpoint: Checkpoint, rows: Labelled, seed: int) -> Labelled:
     rng = np.random.default_rng(seed)
     logits = checkpoints.logits(checkpoint, rows.encodings)
     drawn = [_drawn(row, encoding, rng) for row, encoding in zip(logits, rows.encodings, strict=True)]
-    return Labelled(rows.encodings, drawn, rows.file)
+    return replace(rows, targets=drawn)
 
 
 def _drawn(logits: NDArray[np.float32], encoding: Encoding, rng: np.random.Generator) -> Targets:

@@ -37,6 +37,8 @@ from deploykit.train.loop import precision
 
 TRIES = 3
 """Texts written at most for each row that was asked for: a copy of another, and what is no row, count for nothing."""
+_BETWEEN = "\t"
+"""Stands between the two texts of a pair."""
 _FORMAT = 1
 
 
@@ -56,7 +58,7 @@ def generated_rows(generator: Artifact, teacher: Checkpoint, data: Artifact, cou
         UsageError: it wrote nothing that could be used.
     """
     task = task_named(teacher.spec.task)
-    texts = {name: [task.text_of(row) for row in task.read(data.path, name).rows] for name in ("train", "validation")}
+    texts = {name: [_line(task, row) for row in task.read(data.path, name).rows] for name in ("train", "validation")}
     key = artifact.digest_of([_FORMAT, generator.digest, texts, seed, torch.__version__, precision()])
     folder = environment.cache_dir() / "generated" / key
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,9 +120,14 @@ def _drafts(language: LanguageModel, seed: int, file: Path) -> Iterator[list[str
         batch += 1
 
 
+def _line(task: Task, row: Row) -> str:
+    """Return a row's input in one line of text, as a language model learns it."""
+    return _BETWEEN.join(" ".join(text.split()) for text in task.texts_of(row))
+
+
 def _row(task: Task, text: str) -> Row | None:
-    """Return the row that a text says; None where the task cannot use it."""
-    row = task.row_of(text)
+    """Return the row that a line says; None where the task cannot use it."""
+    row = task.row_of([[f" {word}" for word in part.split()] for part in text.split(_BETWEEN, 1)])
     try:
         decoder_of(task.name).check(row, "a generated row")
     except DataError:

@@ -68,10 +68,10 @@ class Task:
     """Per row: the label's index (), or (L,) with `IGNORED` where nothing counts."""
     unlabeled: Callable[[Encoding], Targets]
     """The target of a row without labels, of the same shape: `UNLABELED` where a label would stand."""
-    text_of: Callable[[Row], str]
-    """A row's input in one line of text, as a language model learns it."""
-    row_of: Callable[[str], Row]
-    """The row that such a line says, without a label."""
+    texts_of: Callable[[Row], list[str]]
+    """A row's input: its text, or the two of a pair, as its encoding's offsets count them."""
+    row_of: Callable[[Sequence[Sequence[str]]], Row]
+    """The row of such texts in words, each with the space before it, if any; without a label."""
     score: Callable[[Sequence[Logits], Sequence[Targets], Sequence[str]], Score]
     """Per row logits (C,) or (L,C), with the targets."""
 

@@ -16,7 +16,6 @@ from deploykit.runtime.tokenizer import Encoding
 from deploykit.tasks.task import UNLABELED, Logits, Score, Targets, Task, label_index, require_names, table_row
 
 LABEL = "label"
-_BETWEEN = "\t"
 
 
 def labels_of(split: Split) -> list[str]:
@@ -44,15 +43,14 @@ def unlabeled(_encoding: Encoding) -> Targets:
     return np.array(UNLABELED, np.int64)
 
 
-def text_of(row: Row) -> str:
-    """Return a row's text, and its second one after a tab."""
-    texts = (row[name] for name in runtime.FIELDS if row.get(name) is not None)
-    return _BETWEEN.join(" ".join(text.split()) for text in texts)
+def texts_of(row: Row) -> list[str]:
+    """Return a row's text, and its second one, where it has one."""
+    return [row[name] for name in runtime.FIELDS if row.get(name) is not None]
 
 
-def row_of(text: str) -> Row:
-    """Return the row that `text_of` made a text of, but for its spaces."""
-    return dict(zip(runtime.FIELDS, text.split(_BETWEEN, 1), strict=False))
+def row_of(texts: Sequence[Sequence[str]]) -> Row:
+    """Return the row of one or two texts in words."""
+    return dict(zip(runtime.FIELDS, ("".join(words).strip() for words in texts), strict=False))
 
 
 def accuracy(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -100,7 +98,7 @@ TEXT_CLASSIFICATION = Task(
     encode=runtime.encode,
     targets=targets,
     unlabeled=unlabeled,
-    text_of=text_of,
+    texts_of=texts_of,
     row_of=row_of,
     score=score,
 )

@@ -87,9 +87,14 @@ def unlabeled(encoding: Encoding) -> Targets:
     return aligned
 
 
-def row_of(text: str) -> Row:
-    """Return the row whose words stand between the text's spaces."""
-    return {"tokens": text.split()}
+def texts_of(row: Row) -> list[str]:
+    """Return the text that a row's words make."""
+    return [runtime.text_of(row)]
+
+
+def row_of(texts: Sequence[Sequence[str]]) -> Row:
+    """Return the row of these words, without the spaces between them."""
+    return {"tokens": [word.strip() for words in texts for word in words]}
 
 
 def entity_f1(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -173,7 +178,7 @@ TOKEN_CLASSIFICATION = Task(
     encode=runtime.encode,
     targets=targets,
     unlabeled=unlabeled,
-    text_of=runtime.text_of,
+    texts_of=texts_of,
     row_of=row_of,
     score=score,
 )

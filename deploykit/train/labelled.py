@@ -1,7 +1,7 @@
 """A split as a checkpoint reads it, and how well the checkpoint does on it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from deploykit import checkpoint as checkpoints
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint
-from deploykit.data import Split, read_unlabeled
+from deploykit.data import Row, Split, read_unlabeled
 from deploykit.errors import DataError
 from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding
@@ -19,8 +19,9 @@ from deploykit.tasks.task import IGNORED, Targets
 
 @dataclass(frozen=True)
 class Labelled:
-    """Encoded rows with their targets, in order."""
+    """Rows with their encodings and targets, in order."""
 
+    rows: Sequence[Row]
     encodings: Sequence[Encoding]
     targets: Sequence[Targets]
     file: Path
@@ -53,7 +54,12 @@ class Labelled:
         return len(self.encodings)
 
     def _at(self, indices: Sequence[int]) -> "Labelled":
-        return Labelled([self.encodings[i] for i in indices], [self.targets[i] for i in indices], self.file)
+        return replace(
+            self,
+            rows=[self.rows[i] for i in indices],
+            encodings=[self.encodings[i] for i in indices],
+            targets=[self.targets[i] for i in indices],
+        )
 
 
 def read_labelled(checkpoint: Checkpoint, data: Artifact, name: str) -> Labelled:
@@ -73,7 +79,7 @@ def labelled(checkpoint: Checkpoint, split: Split) -> Labelled:
     """
     task = task_named(checkpoint.spec.task)
     encodings = task.encode(checkpoint.tokenizer, split.rows)
-    return Labelled(encodings, task.targets(split, encodings, checkpoint.labels), split.file)
+    return Labelled(split.rows, encodings, task.targets(split, encodings, checkpoint.labels), split.file)
 
 
 def unlabeled(checkpoint: Checkpoint, data: Artifact) -> Labelled:
@@ -82,18 +88,19 @@ def unlabeled(checkpoint: Checkpoint, data: Artifact) -> Labelled:
     Raises:
         DataError: naming file and line.
     """
-    task, encodings = decoder_of(checkpoint.spec.task), []
+    task, rows = decoder_of(checkpoint.spec.task), list[Row]()
     for split in read_unlabeled(data):
         for index, row in enumerate(split.rows):
             task.check(row, split.where(index))
-        encodings += task.encode(checkpoint.tokenizer, split.rows)
-    return without_labels(checkpoint, encodings, data.path)
+        rows += split.rows
+    return without_labels(checkpoint, rows, data.path)
 
 
-def without_labels(checkpoint: Checkpoint, encodings: Sequence[Encoding], file: Path) -> Labelled:
-    """Give encoded rows the targets of rows without labels."""
-    target_of = task_named(checkpoint.spec.task).unlabeled
-    return Labelled(encodings, [target_of(encoding) for encoding in encodings], file)
+def without_labels(checkpoint: Checkpoint, rows: Sequence[Row], file: Path) -> Labelled:
+    """Encode rows that were checked, and give them the targets of rows without labels."""
+    task = task_named(checkpoint.spec.task)
+    encodings = task.encode(checkpoint.tokenizer, rows)
+    return Labelled(rows, encodings, [task.unlabeled(encoding) for encoding in encodings], file)
 
 
 def score(checkpoint: Checkpoint, labelled: Labelled) -> Score:

@@ -1,20 +1,24 @@
-import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from deploykit import artifact, families, stage
 from deploykit import checkpoint as checkpoints
+from deploykit.compress.average import divergence
 from deploykit.compress.distil import Distil
 from deploykit.compress.quantize import Quantize
+from deploykit.compress.reread import moved, reread
 from deploykit.data import open_dataset, open_unlabeled
 from deploykit.errors import DataError, UsageError
+from deploykit.tasks.task import IGNORED
 from deploykit.train.labelled import read_labelled, score
-from tests.models import make_checkpoint, make_dataset
+from tests.models import make_checkpoint, make_dataset, of_other_pieces
 
 EPOCHS = 4
 NARROW = {
@@ -191,6 +195,28 @@ def test_a_student_goes_on_learning_with_its_widths_and_its_head(bert: Path, rev
         stage.run(replace(on, student=str(quantized.path)), teacher, data, quantized, out=tmp_path / "no")
 
 
+def test_a_student_that_goes_on_may_keep_the_weights_on_its_way_that_diverge_least(
+    bert: Path, reviews: Path, tmp_path: Path
+):
+    teacher, data = checkpoints.open_checkpoint(bert), open_dataset(reviews)
+    first = stage.run(Distil(layers=1, epochs=2, learning_rate=3e-3), teacher, data, out=tmp_path / "first")
+    on = Distil(layers=1, student=str(first.path), epochs=1, learning_rate=3e-2, splice=40)
+    end, kept = (
+        stage.run(replace(on, average=average), teacher, data, first, out=tmp_path / f"average-{average}")
+        for average in (False, True)
+    )
+    found = {float(share): value for share, value in kept.facts["divergence_by_share"].items()}
+    best = min(found, key=found.__getitem__)
+    assert best < 1, "so large a learning rate goes too far"
+    models = [checkpoints.load(each) for each in (first, end, kept)]
+    start, stop, made = (each.model.state_dict() for each in models)
+    assert all(torch.allclose(made[name], torch.lerp(start[name], stop[name], best)) for name in made)
+    rows = read_labelled(models[0], data, "validation")
+    theirs = checkpoints.logits(checkpoints.load(teacher), rows.encodings)
+    own = checkpoints.logits(models[2], rows.encodings)
+    assert divergence(theirs, own, rows.targets) == pytest.approx(found[best], rel=0.05)  # the teacher may run in bf16
+
+
 def test_a_start_that_does_not_fit_is_refused(bert: Path, reviews: Path, tmp_path: Path):
     start = make_checkpoint(tmp_path / "start")
     sources = checkpoints.open_checkpoint(bert), open_dataset(reviews)
@@ -199,12 +225,38 @@ def test_a_start_that_does_not_fit_is_refused(bert: Path, reviews: Path, tmp_pat
         stage.run(setting, *sources, out=tmp_path / "out")
     with pytest.raises(UsageError, match=r"distil\.layers: expected at most 2, the student's"):
         stage.run(replace(setting, layers=3), *sources, checkpoints.open_checkpoint(start), out=tmp_path / "out")
-    tokenizer = json.loads((start / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["good"], vocabulary["bad"] = vocabulary["bad"], vocabulary["good"]
-    (start / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UsageError, match=r"distil\.student: expected a model of the teacher's vocabulary"):
-        stage.run(setting, *sources, checkpoints.open_checkpoint(start), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_a_student_of_another_vocabulary_keeps_its_tokenizer_and_learns_its_teachers_answers(task: str, tmp_path: Path):
+    teacher = make_checkpoint(tmp_path / "teacher", family="distilbert", task=task)
+    start = make_checkpoint(tmp_path / "start", task=task, seed=1)
+    of_other_pieces(start)
+    data = open_dataset(make_dataset(tmp_path / "data", task=task))
+    sources = checkpoints.open_checkpoint(teacher), data, checkpoints.open_checkpoint(start)
+    settings: dict[str, Any] = {"layers": 2, "heads": 2, "student": str(start), "hidden_weight": 0.0, "alpha": 0.0}
+    first = Distil(**settings, learning_rate=3e-3, batch_size=8, epochs=12, patience=12, augment=1, splice=30)
+    made = stage.run(first, *sources, out=tmp_path / "out")
+    student, its_teacher, base = (checkpoints.load(each) for each in (made, sources[0], sources[2]))
+    assert checkpoints.tokenizer_json(student) == checkpoints.tokenizer_json(base)
+    assert student.labels == its_teacher.labels
+    assert made.facts["rows"] == [48, 48, 30]
+    losses = [epoch["loss"] for epoch in made.facts["history"]]
+    assert losses[-1] < losses[0] / 2
+    rows = read_labelled(its_teacher, data, "train")
+    own = reread(rows, student)
+    answers = [
+        np.concatenate([np.atleast_1d(row.argmax(-1)) for row in moved(each, rows.encodings, logits, 0)])
+        for each, logits in (
+            (rows, checkpoints.logits(its_teacher, rows.encodings)),
+            (own, checkpoints.logits(student, own.encodings)),
+        )
+    ]
+    counted = np.concatenate([np.atleast_1d(target != IGNORED) for target in rows.targets])
+    assert np.mean((answers[0] == answers[1])[counted]) > 0.6, "chance is a third"
+    for name in ("hidden_weight", "attention_weight", "relation_weight"):
+        with pytest.raises(UsageError, match=rf"distil\.{name}: expected 0 for a student of another vocabulary"):
+            stage.run(Distil(**{**settings, "epochs": 1, name: 1.0}), *sources, out=tmp_path / "no")
 
 
 @pytest.mark.parametrize(
@@ -248,6 +300,7 @@ def test_a_student_that_does_not_fit_its_teacher_is_refused_before_any_work(sett
         {"layers": 1, "relation_heads": 4},
         {"layers": 1, "relation_layer": 1},
         {"layers": 1, "splice": -1},
+        {"layers": 1, "average": True},
         {"layers": 1, "alpha": 1.0, "hidden_weight": 0.0, "augment": 1},
         {"layers": 1, "alpha": 1.0, "hidden_weight": 0.0, "splice": 1},
     ],

@@ -113,7 +113,7 @@ def test_the_teacher_runs_beside_the_student_where_its_states_are_not_kept(bert,
 @pytest.mark.parametrize(("model", "data"), [("bert", "reviews"), ("bert_ner", "entities")])
 def test_a_row_without_a_label_has_the_teachers_losses_alone(model: str, data: str, request: pytest.FixtureRequest):
     source, teacher, rows = opened(request.getfixturevalue(model), request.getfixturevalue(data))
-    bare = without_labels(teacher, rows.encodings, rows.file)
+    bare = without_labels(teacher, rows.rows, rows.file)
     for target, unknown in zip(rows.targets, bare.targets, strict=True):
         assert np.array_equal(target != IGNORED, unknown == UNLABELED)
     student = keep_layers(teacher, [0])

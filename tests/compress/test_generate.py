@@ -10,7 +10,7 @@ from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, open_checkpoint
 from deploykit.compress import language_model
 from deploykit.compress.distil import Distil
-from deploykit.compress.generate import generated_rows
+from deploykit.compress.generate import _line, _row, generated_rows
 from deploykit.data import open_dataset, read_split
 from deploykit.errors import UsageError
 from deploykit.tasks import task_named
@@ -116,8 +116,8 @@ def test_what_was_stopped_goes_on_without_tuning_again(
 def test_a_pair_is_one_line_of_text_and_back():
     task = task_named("text-classification")
     pair = {"text": "is it good ?", "text_pair": "it is fine", "label": "yes"}
-    assert task.row_of(task.text_of(pair)) == {"text": "is it good ?", "text_pair": "it is fine"}
-    assert task.row_of(task.text_of({"text": "a\tb\n c", "text_pair": None})) == {"text": "a b c"}
+    assert _row(task, _line(task, pair)) == {"text": "is it good ?", "text_pair": "it is fine"}
+    assert _row(task, _line(task, {"text": "a\tb\n c", "text_pair": None})) == {"text": "a b c"}
 
 
 def test_a_model_that_writes_nothing_is_said(

@@ -19,7 +19,8 @@ ENCODING = Encoding(
 
 
 def rows(*targets):
-    return Labelled([ENCODING] * len(targets), [np.array(target) for target in targets], Path("data/train.jsonl"))
+    found = [np.array(target) for target in targets]
+    return Labelled([{"text": "good"}] * len(found), [ENCODING] * len(found), found, Path("data/train.jsonl"))
 
 
 def test_rows_in_which_nothing_counts_are_left_out():
