@@ -66,4 +66,4 @@ def divergence(teacher: Sequence[Logits], student: Sequence[Logits], targets: Se
 
 def _log_probabilities(logits_MC: Logits) -> NDArray[np.float64]:
     shifted = logits_MC.astype(np.float64) - logits_MC.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
