@@ -7,7 +7,7 @@ soft labels (Hinton et al. 2015), hidden states and attention scores (Jiao et al
 `unlabeled` text, `augment`ed copies, text that a language model writes (`generate`), and rows `splice`d of all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
 from deploykit.compress.augment import augmented_rows
-from deploykit.compress.average import Weights, average, divergence
+from deploykit.compress.average import average, divergence
 from deploykit.compress.distillation import Objective, distil_from, matching_layers, reads_alike
 from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.generate import generated_rows
@@ -154,18 +154,12 @@ class Distil:
         objective = self._objective(teacher, start, widths)
         rows = read_labelled(teacher, data, "train").trainable().sample(self.max_train_samples, self.seed)
         judged = read_labelled(teacher, data, "validation")
-        validation = judged if alike else reread(judged, start)
+        validation = judged if alike else read_labelled(start, data, "validation")
         more = [each for each in further if each.kind == "dataset"]
         _require(bool(more) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
         if generator is not None:
             more.append(open_unlabeled(generated_rows(generator, teacher, data, self.generate, self.seed)))
-        own = [unlabeled(teacher, each) for each in more]
-        train_sets = [
-            rows,
-            *own,
-            *augmented_rows(teacher, rows, self.augment, self.seed),
-            *spliced_rows(teacher, [rows, *own], self.splice, self.seed),
-        ]
+        train_sets = self._train_sets(teacher, rows, [unlabeled(teacher, each) for each in more])
         student = keep_layers(start, kept)
         if widths is not None:
             sample = rows.sample(CALIBRATION_ROWS, self.seed)
@@ -173,42 +167,34 @@ class Distil:
             student = keep_widths(student, widths, activity(student, sample.encodings))
         if self.freeze_embeddings:
             word_embeddings(student.model).weight.requires_grad = False
-        began = {name: tensor.clone() for name, tensor in student.model.state_dict().items()} if self.average else {}
+        began = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}
         history = distil_from(
             (source, teacher),
             student,
             (*train_sets, validation),
             objective,
-            (training_of(self, teacher.spec.pad_id), scratch / ".train"),
+            (training_of(self, student.spec.pad_id), scratch / ".train"),
         )
-        averaged = self._averaged(began, student, validation, (source, teacher, judged)) if self.average else {}
+        shares = {}
+        if self.average:
+            shares = average(began, student.model, _divergence((source, teacher), judged, student))
         row = waterfall.measure(student, validation, self.verb, stage.settings_of(self))
         facts = waterfall.add(student, waterfall.begun((source, teacher), judged), row, scratch)
         return {
             **facts,
             "history": [asdict(epoch) for epoch in history.epochs],
             "rows": list(map(len, train_sets)),
-            **averaged,
+            "divergence_by_share": {str(share): value for share, value in shares.items()},
         }
 
-    @staticmethod
-    def _averaged(
-        began: Weights, student: Checkpoint, validation: Labelled, teacher: tuple[Artifact, Checkpoint, Labelled]
-    ) -> dict[str, Any]:
-        """Give the student the weights on the way from its start that agree best with the teacher; return the facts."""
-        source, model, judged = teacher
-        theirs = moved(
-            judged, validation.encodings, teacher_outputs(source.digest, model, judged.encodings, ()).logits, 0
-        )
-
-        def of_student() -> float:
-            return divergence(theirs, checkpoint.logits(student, validation.encodings), validation.targets)
-
-        return {
-            "divergence_by_share": {
-                str(share): value for share, value in average(began, student.model, of_student).items()
-            }
-        }
+    def _train_sets(self, teacher: Checkpoint, rows: Labelled, more: Sequence[Labelled]) -> list[Labelled]:
+        """Return the labelled rows, and all others, made of them or not, whose answers the teacher gives."""
+        return [
+            rows,
+            *more,
+            *augmented_rows(teacher, rows, self.augment, self.seed),
+            *spliced_rows(teacher, [rows, *more], self.splice, self.seed),
+        ]
 
     def _named(self, teacher: Checkpoint, found: Sequence[Artifact]) -> tuple[Checkpoint, Artifact | None]:
         """Return what the student is cut from, and who writes rows."""
@@ -303,6 +289,15 @@ def _require_same_heads(matched: Sequence[tuple[int, int]], own: Sequence[int], 
     for mine, layer in matched:
         expected = f"{theirs[layer - 1]} heads in layer {mine}, as the teacher's layer {layer} has (or relation_weight)"
         _require(own[mine - 1] == theirs[layer - 1], "attention_weight", expected, f"{own[mine - 1]} heads")
+
+
+def _divergence(teacher: tuple[Artifact, Checkpoint], rows: Labelled, student: Checkpoint) -> Callable[[], float]:
+    """Return what measures how far a student, as it then stands, is from its teacher on some rows."""
+    source, model = teacher
+    own = rows if reads_alike(student, model) else reread(rows, student)
+    said = teacher_outputs(source.digest, model, rows.encodings, ()).logits
+    theirs = moved(rows, own.encodings, said, 0)
+    return lambda: divergence(theirs, checkpoint.logits(student, own.encodings), own.targets)
 
 
 def _require(fits: bool, setting: str, expected: str, found: object) -> None:  # noqa: FBT001 - what was checked
