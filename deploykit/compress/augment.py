@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deploykit import families
 from deploykit.checkpoint import Checkpoint
-from deploykit.compress.words import Texts, Word, row_of, texts_of
+from deploykit.compress.words import Texts, Word, in_words, row_of
 from deploykit.tasks import task_named
 from deploykit.train.labelled import Labelled, without_labels
 
@@ -57,7 +57,7 @@ def augmented_rows(teacher: Checkpoint, rows: Labelled, copies: int, seed: int) 
         return []
     task = task_named(teacher.spec.task)
     table_VH = families.word_embeddings(teacher.model).numpy()
-    texts = [texts_of(task, *row) for row in zip(rows.rows, rows.encodings, strict=True)]
+    texts = [in_words(task, *row) for row in zip(rows.rows, rows.encodings, strict=True)]
     made = (row_of(task, row) for row in augmented([row for row in texts if row], table_VH, copies, seed))
     return [without_labels(teacher, list(made), rows.file)]
 

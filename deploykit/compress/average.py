@@ -9,16 +9,16 @@ rows says; accuracy on so few rows tells students apart too badly.
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from deploykit.tasks.task import IGNORED, Targets
+from deploykit.compress.losses import soft_label_loss
+from deploykit.tasks.task import IGNORED, Logits, Targets
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the way from the start to the end that are tried; the last is the end itself."""
 
-Logits = NDArray[np.float32]
 Weights = Mapping[str, Tensor]
 
 
@@ -59,11 +59,6 @@ def divergence(teacher: Sequence[Logits], student: Sequence[Logits], targets: Se
     """
     counted = np.concatenate([np.atleast_1d(target) != IGNORED for target in targets])
     theirs_MC, own_MC = (
-        _log_probabilities(np.concatenate([np.atleast_2d(row) for row in rows])[counted]) for rows in (teacher, student)
+        torch.from_numpy(np.concatenate([np.atleast_2d(row) for row in rows])[counted]) for rows in (teacher, student)
     )
-    return float((np.exp(theirs_MC) * (theirs_MC - own_MC)).sum(axis=-1).mean())
-
-
-def _log_probabilities(logits_MC: Logits) -> NDArray[np.float64]:
-    shifted = logits_MC.astype(np.float64) - logits_MC.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+    return soft_label_loss(own_MC, theirs_MC, temperature=1.0).item()

@@ -118,7 +118,11 @@ class Distil:
         training_of(self, 0)
 
     def _require_effects(self) -> None:
-        """Check that no setting is without effect beside the others."""
+        """Check that no setting is without effect beside the others.
+
+        Raises:
+            ValueError: one is, or a loss's weight is out of range.
+        """
         if bool(self.generate) != bool(self.generator):
             raise ValueError("generator and generate need each other: who writes rows, and how many")
         if self.average and not self.student:

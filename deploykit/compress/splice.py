@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from deploykit.checkpoint import Checkpoint
-from deploykit.compress.words import Texts, Word, apart, row_of, texts_of
+from deploykit.compress.words import Texts, Word, apart, in_words, row_of
 from deploykit.tasks import task_named
 from deploykit.train.labelled import Labelled, without_labels
 
@@ -50,8 +50,8 @@ def spliced_rows(teacher: Checkpoint, sets: Sequence[Labelled], count: int, seed
         return []
     task = task_named(teacher.spec.task)
     every = [row for rows in sets for row in zip(rows.rows, rows.encodings, strict=True)]
-    usable = [row for row in every if texts_of(task, *row)]
-    made = spliced(lambda at: texts_of(task, *usable[at]), len(usable), count, seed)
+    usable = [row for row in every if in_words(task, *row)]
+    made = spliced(lambda at: in_words(task, *usable[at]), len(usable), count, seed)
     return [without_labels(teacher, [row_of(task, row) for row in made], sets[0].file)]
 
 

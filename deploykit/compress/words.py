@@ -25,14 +25,15 @@ Texts = list[list[Word]]
 """The words of a row's text, or of the two of a pair."""
 
 
-def texts_of(task: Task, row: Row, encoding: Encoding) -> Texts:
-    """Cut a row into its words; what was cut off is left out, and there is none where a text has no token."""
+def in_words(task: Task, row: Row, encoding: Encoding) -> Texts:
+    """Cut a row into its words; what was cut off is left out, and there is no text where one has no word."""
     texts = task.texts_of(row)
     places = range(len(encoding.ids))
     runs = [list(run) for special, run in groupby(places, key=lambda at: encoding.special[at]) if not special]
     if len(runs) != len(texts):
         return []
-    return [_words(text, encoding, run) for text, run in zip(texts, runs, strict=True)]
+    found = [_words(text, encoding, run) for text, run in zip(texts, runs, strict=True)]
+    return found if all(found) else []
 
 
 def row_of(task: Task, texts: Iterable[Sequence[Word]]) -> Row:
@@ -53,6 +54,7 @@ def _words(text: str, encoding: Encoding, run: Sequence[int]) -> list[Word]:
         characters = text[start:end].lstrip()  # a byte-level token may begin with the space before it
         between = text[stop : end - len(characters)]
         space = not words or between != between.strip()
-        words.append(Word(f" {characters}" if space else characters, tuple(encoding.ids[at] for at in places)))
-        stop = end
+        if characters:  # such a token may also be a space alone
+            words.append(Word(f" {characters}" if space else characters, tuple(encoding.ids[at] for at in places)))
+            stop = end
     return words
