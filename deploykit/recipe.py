@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -214,7 +215,12 @@ def load_pipeline(file: Path, assignments: Iterable[str] = ()) -> Pipeline:
         report=build(ReportSettings, dataclasses.replace(document, value={**value, "report": report}), ("report",))
         if "report" in value
         else None,
-        search=read_narrowing(value.get("search") or {}, {e.stage.verb: e for e in ENTRIES}, document.where),
+        search=read_narrowing(
+            value.get("search") or {},
+            {entry.stage.verb: entry for entry in ENTRIES},
+            document.where,
+            partial(_located, file),
+        ),
         baseline=baseline if baseline == ORIGINAL else _located(file, baseline),
     )
 

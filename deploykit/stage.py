@@ -61,8 +61,8 @@ def further_sources(stage: Stage) -> dict[str, str | None]:
     return {name: getattr(stage, name) for name in further_kinds(stage)}
 
 
-def further_kinds(stage: Stage) -> dict[str, Kind]:
-    """Return the fields that name further sources, with the kinds of these."""
+def further_kinds(stage: Stage | type[Any]) -> dict[str, Kind]:
+    """Return the fields of a stage, or of a kind of stage, that name further sources, with the kinds of these."""
     fields = dataclasses.fields(stage)  # type: ignore[arg-type]
     return {item.name: item.metadata[_FURTHER] for item in fields if _FURTHER in item.metadata}
 

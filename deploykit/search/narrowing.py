@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import settings
 from deploykit.errors import RecipeError
+from deploykit.stage import further_kinds
 
 if TYPE_CHECKING:
     from deploykit.search.space import Entry
@@ -33,13 +34,16 @@ class Narrowing:
     """Stage and setting ("" for the stage) to file, line and field."""
 
 
-def read_narrowing(section: Any, entries: Mapping[str, "Entry"], where: Where) -> Narrowing:
+def read_narrowing(
+    section: Any, entries: Mapping[str, "Entry"], where: Where, located: Callable[[str], str]
+) -> Narrowing:
     """Check the section and read it.
 
     Args:
         section: as YAML gives it.
         entries: the table, by verb.
         where: names a place in the file.
+        located: resolves a path of the file.
 
     Raises:
         RecipeError: naming file, line and field.
@@ -58,6 +62,8 @@ def read_narrowing(section: Any, entries: Mapping[str, "Entry"], where: Where) -
         places |= {(verb, name): where((*path, name)) for name in wanted}
         values[verb] = {name: _values(found, (*path, name), where) for name, found in wanted.items()}
         _require_usable(values[verb], entries[verb], path, where)
+        for name in further_kinds(entries[verb].stage) & values[verb].keys():
+            values[verb][name] = tuple(value and located(value) for value in values[verb][name])
     without = frozenset(verb for verb, wanted in section.items() if wanted is False)
     return Narrowing(values, without, places)
 
@@ -84,10 +90,12 @@ def _require_usable(values: Mapping[str, tuple[Any, ...]], entry: "Entry", path:
     """Make the stage with each value once, so that its own checks speak."""
     on = {name: next(filter(None, values.get(name, ())), value) for name, value in entry.switches.items()}
     for name, found in values.items():
+        needed = dict([entry.needs[name]]) if name in entry.needs else {}
         for index, value in enumerate(found):
             if value or name not in entry.switches:
                 place = where((*path, name, index) if len(found) > 1 else (*path, name))
-                settings.make(entry.stage, {**on, name: value}, lambda _, place=place: place, RecipeError)  # type: ignore[misc]
+                beside = {**on, **needed} if value else on
+                settings.make(entry.stage, {**beside, name: value}, lambda _, place=place: place, RecipeError)  # type: ignore[misc]
 
 
 def _require_mapping(section: Any, path: tuple[str, ...], where: Where) -> None:

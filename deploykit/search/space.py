@@ -7,7 +7,7 @@ its other settings do not matter. Settings that are not searched are those of th
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from deploykit.compress.compress import (
 from deploykit.errors import RecipeError, UsageError
 from deploykit.families import Structure
 from deploykit.search.narrowing import Narrowing
-from deploykit.stage import Stage, settings_of
+from deploykit.stage import Stage, further_sources, settings_of
 
 Value = str | int | float | bool | None
 Assignment = Mapping[str, Value]
@@ -54,6 +54,8 @@ class Entry:
     """Setting to values, the switches among them; nothing where the stage cannot serve."""
     instead_of: str = ""
     """The verb of an earlier stage which this one takes the place of: a recipe has one of them at most."""
+    needs: Mapping[str, tuple[str, Value]] = field(default_factory=dict)
+    """Settings that are refused without another, with that one and any value of it that is on."""
 
 
 def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
@@ -66,7 +68,9 @@ def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
         "learning_rate": (1e-4, 2e-4, 5e-4),
         "augment": (0, 4),
         "splice": (0, 50_000),
+        "generate": (0,),
         "freeze_embeddings": (True,),
+        "average": (False, True),
     }
     return {"layers": (0, *fewer), **others} if fewer else {}
 
@@ -108,7 +112,12 @@ def _quantize(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
 
 
 ENTRIES: tuple[Entry, ...] = (
-    Entry(Distil, {"layers": 1}, _distil),
+    Entry(
+        Distil,
+        {"layers": 1},
+        _distil,
+        needs={"generate": ("generator", "any"), "generator": ("generate", 1), "average": ("student", "any")},
+    ),
     Entry(Prune, {"heads": 0.5, "ffn": 0.5}, _prune),
     Entry(PrunePostTraining, {"speedup": 1.5}, _prune_post_training, instead_of=Prune.verb),
     Entry(PruneVocabulary, {"min_count": 1}, _prune_vocabulary),
@@ -131,28 +140,42 @@ class Part:
     """Settings of the pipeline's own stage, where the stage takes them: those of another scheme, say, it does not."""
     instead_of: str = ""
     """As of its entry."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Settings that are refused without another."""
 
     def assign(self, choose: Choose) -> dict[str, Value]:
-        """Have each setting chosen, the switches first, the others where one is on."""
-        chosen = {name: choose(self.named(name), values) for name, values in self.switches.items()}
-        if any(chosen.values()):
-            chosen |= {name: choose(self.named(name), values) for name, values in self.others.items()}
+        """Have each setting chosen, the switches first, the others where they matter."""
+        chosen: dict[str, Value] = {}
+        for name, values in {**self.switches, **self.others}.items():
+            if self._matters(name, chosen):
+                chosen[name] = choose(self.named(name), values)
         return {self.named(name): value for name, value in chosen.items()}
 
     def assignments(self) -> Iterator[dict[str, Value]]:
         """Yield every assignment of this stage's settings once."""
-        for switched in itertools.product(*self.switches.values()):
-            others = list(self.others.values()) if any(switched) else []
-            for rest in itertools.product(*others):
-                names = map(self.named, (*self.switches, *self.others))
-                yield dict(zip(names, (*switched, *rest), strict=False))
+        found: list[dict[str, Value]] = [{}]
+        for name, values in {**self.switches, **self.others}.items():
+            matters = [values if self._matters(name, each) else () for each in found]
+            found = [
+                {**each, **given}
+                for each, these in zip(found, matters, strict=True)
+                for given in ([{name: value} for value in these] or [{}])
+            ]
+        for chosen in found:
+            yield {self.named(name): value for name, value in chosen.items()}
+
+    def _matters(self, name: str, chosen: Assignment) -> bool:
+        """Tell whether a setting has an effect beside those chosen before it."""
+        if name in self.switches:
+            return True
+        return any(chosen[switch] for switch in self.switches) and bool(chosen.get(self.needs.get(name, ""), True))
 
     def made(self, assignment: Assignment) -> Stage | None:
         """Make the stage; None where its switches are off."""
         on = {name: value for name in self.switches if (value := assignment[self.named(name)])}
         if not on:
             return None
-        asked = {name: assignment[self.named(name)] for name in self.others}
+        asked = {name: assignment[self.named(name)] for name in self.others if self.named(name) in assignment}
         return self._with({**self.fixed, **asked, **on})
 
     @cached_property
@@ -171,8 +194,10 @@ class Part:
         return self._with({**self.fixed, **on}) if on else None
 
     def _with(self, wanted: Mapping[str, Any]) -> Stage:
+        values = {**self.own, **wanted}
+        own = {name: value for name, value in self.own.items() if values.get(self.needs.get(name, ""), True)}
         try:
-            made: Stage = settings.make(self.stage, {**self.own, **wanted}, self.named)
+            made: Stage = settings.make(self.stage, {**own, **wanted}, self.named)
         except UsageError:
             made = settings.make(self.stage, wanted, self.named)
         return made
@@ -247,7 +272,7 @@ def space_of(facts: Facts, own: Sequence[Stage], narrowing: Narrowing, entries: 
     Raises:
         RecipeError: the section names a stage that cannot serve here, or more layers than there are.
     """
-    theirs = {stage.verb: settings_of(stage) for stage in own}
+    theirs = {stage.verb: {**settings_of(stage), **further_sources(stage)} for stage in own}
     parts = []
     for entry in entries:
         choices = entry.choices(facts)
@@ -263,15 +288,19 @@ def space_of(facts: Facts, own: Sequence[Stage], narrowing: Narrowing, entries: 
 def _part(entry: Entry, choices: Mapping[str, tuple[Value, ...]], own: Mapping[str, Any], narrowing: Narrowing) -> Part:
     """Put together the table, the pipeline's own stage and its section `search`, which has the last word."""
     wanted = narrowing.values.get(entry.stage.verb, {})
+    needs = {name: needed for name, (needed, _) in entry.needs.items()}
     values: dict[str, tuple[Value, ...]] = {
-        name: (*known, *([own[name]] if own.get(name) not in (None, *known) else [])) for name, known in choices.items()
+        name: (*known, *([own[name]] if own.get(name) not in (None, *known) else []))
+        for name, known in choices.items()
+        if name not in needs or own.get(needs[name]) or any(wanted.get(needs[name], ()))
     }
     values |= wanted
-    single = {name: found[0] for name, found in values.items() if len(found) == 1 and name not in entry.switches}
-    searched = {name: found for name, found in values.items() if len(found) > 1 and name not in entry.switches}
+    others = sorted((name for name in values if name not in entry.switches), key=lambda name: name in needs)
+    single = {name: values[name][0] for name in others if len(values[name]) == 1}
+    searched = {name: values[name] for name in others if len(values[name]) > 1}
     rest = {name: value for name, value in own.items() if name not in values}
     switches = {name: values[name] for name in entry.switches}
-    return Part(entry.stage, switches, searched, single, rest, entry.instead_of)
+    return Part(entry.stage, switches, searched, single, rest, entry.instead_of, needs)
 
 
 def _require_possible(part: Part, narrowing: Narrowing) -> None:

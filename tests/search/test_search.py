@@ -109,6 +109,26 @@ def test_asked_again_it_measures_nothing_anew_and_finds_the_same(searched, monke
     assert (again.model.digest, again.record["points"]) == (found.model.digest, found.record["points"])
 
 
+def test_students_of_another_start_and_text_without_labels_are_searched_too(tmp_path):
+    section = PIPELINE.index("  distil:"), PIPELINE.index("  prune: {heads: [0")
+    distil = "  distil: {layers: 1, student: [null, small], average: [false, true], unlabeled: more.txt, epochs: 1}\n"
+    choices = "{heads: null, ffn: null, augment: 0, splice: 0, learning_rate: 1.0e-4, "
+    text = PIPELINE[: section[0]] + distil.replace("{", choices) + "  prune: false\n" + PIPELINE[section[1] :]
+    text = text.replace("  prune: {heads: [0, 0.25], ffn: 0, epochs: 0, multiple: 1}\n", "")
+    text = text.replace("  - prune: {heads: 0.25, multiple: 1}\n", "")
+    pipeline = write_pipeline(tmp_path, text)
+    make_checkpoint(tmp_path / "small", seed=5)
+    (tmp_path / "more.txt").write_text("a film\nanother film\n")
+    asked = recipe.load_pipeline(pipeline)
+    found = commands.search(asked, tmp_path / "out", SearchSettings(trials=9), say=lambda _: None)
+    tried = [point["recipe"][0]["distil"] for point in found.record["points"] if "distil" in point["recipe"][0]]
+    small = str(tmp_path / "small")
+    known = [(each.get("student"), each.get("average"), each["unlabeled"]) for each in tried]
+    more = str(tmp_path / "more.txt")
+    assert sorted(known, key=str) == sorted([(None, None, more), (small, None, more), (small, True, more)], key=str)
+    assert not found.record["failed"]
+
+
 def test_a_budget_that_cannot_be_met_exits_1_and_names_the_nearest(searched, capsys, monkeypatch):
     pipeline, out, _, _ = searched
     code = cli.main(["search", str(pipeline), "--out", str(out), "--trials", "3", "--target-ms", "1e-6", "--json"])

@@ -173,6 +173,43 @@ def test_a_recipe_prunes_in_one_way_whoever_chooses():
         assert not any("prune-post-training" in [s.verb for s in r] for r in recipes(space_of(facts, (), Narrowing())))
 
 
+def test_what_a_student_learns_from_beside_the_rows_stays_in_every_recipe():
+    own = (Distil(layers=2, student="other", unlabeled="text.jsonl", epochs=4), Quantize())
+    students = {stage for stages in recipes(space_of(FACTS, own, Narrowing())) for stage in stages[:1]} - {Quantize()}
+    distilled = {stage for stage in students if isinstance(stage, Distil)}
+    assert {(stage.student, stage.unlabeled) for stage in distilled} == {("other", "text.jsonl")}
+    assert {stage.average for stage in distilled} == {False, True}
+
+
+def test_written_rows_are_searched_where_the_pipeline_has_someone_who_writes_them():
+    own = (Distil(layers=2, generator="writer", generate=100), Quantize())
+    space = space_of(FACTS, own, Narrowing())
+    distilled = {stage for stages in recipes(space) for stage in stages if isinstance(stage, Distil)}
+    assert {(stage.generator, stage.generate) for stage in distilled} == {(None, 0), ("writer", 100)}
+    assert not any(stage.average for stage in distilled)
+    assert space.assignment_of(own) is not None
+
+
+def test_a_setting_that_another_one_lacks_is_not_asked(tmp_path):
+    (tmp_path / "small").mkdir()
+    section = "{layers: 2, student: [null, small], average: [false, true], augment: 0, splice: 0}"
+    pipeline = loaded(tmp_path, PIPELINE.replace(PIPELINE.splitlines()[7].partition("distil: ")[2], section))
+    space = space_of(FACTS, pipeline.compress, pipeline.search)
+    found = [assignment for assignment in space.parts[0].assignments() if assignment["distil.learning_rate"] == 1e-4]
+    asked = {(each["distil.student"], each.get("distil.average")) for each in found}
+    small = str(tmp_path / "small")
+    assert asked == {(None, None), (small, False), (small, True)}
+    for assignment, stages in space.recipes():
+        assert space.assignment_of(stages) == assignment
+
+
+def test_a_setting_whose_other_one_is_nowhere_is_located(tmp_path):
+    pipeline = loaded(tmp_path, PIPELINE.replace("augment: 0", "average: true"))
+    with pytest.raises(RecipeError, match="average needs a student") as caught:
+        space_of(FACTS, pipeline.compress, pipeline.search)
+    assert ":8: search.distil" in caught.value.where
+
+
 def test_a_stage_in_every_recipe_beside_the_one_that_it_replaces_is_located(tmp_path):
     text = PIPELINE + "  prune-post-training: {speedup: [1.5, 2.0]}\n"
     pipeline = loaded(tmp_path, text)
