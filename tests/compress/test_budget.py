@@ -5,9 +5,19 @@ import pytest
 
 from deploykit import checkpoint as checkpoints
 from deploykit import families
-from deploykit.compress.budget import budget, latency_costs, parts_within, require_targets, size_costs, warnings
+from deploykit.compress import latency_probes
+from deploykit.compress.budget import (
+    budget,
+    latency_costs,
+    measured,
+    parts_within,
+    require_targets,
+    size_costs,
+    warnings,
+)
 from deploykit.compress.fake_quant import decide
 from deploykit.compress.fisher import MaskGradients
+from deploykit.compress.latency_probes import Conditions
 from deploykit.compress.latency_table import Check, Curve, LatencyTable, LayerCost, smallest
 from deploykit.compress.slicing import sliced
 from deploykit.compress.waterfall import exported_bytes
@@ -105,3 +115,23 @@ def test_a_wrong_table_and_a_missed_target_are_said():
     assert warnings(right, asked=1.5, found=1.45) == []
     assert "off by up to 23%" in warnings(wrong, asked=1.5, found=1.45)[0]
     assert "1.2 times as fast when measured, and not 1.5" in warnings(right, asked=1.5, found=1.2)[0]
+
+
+@pytest.mark.parametrize(
+    ("slowed", "found", "timings"),
+    [((1.0,), 1.0, 1), ((1.06,), 1.06, 1), ((1.6, 1.02), 1.02, 2), ((0.5, 1.02), 1.02, 2), ((1.4, 1.5), 1.4, 2)],
+)
+def test_a_timing_far_from_the_table_is_taken_once_more(slowed, found, timings, bert: Path, monkeypatch):
+    before = checkpoints.load(checkpoints.open_checkpoint(bert))
+    made = sliced(before, parts_within(1.0, costs(EVEN), random_gradients(), 8))
+    now, left = families.structure_of(made.model), list(slowed)
+
+    def latencies(_model, structures, _under):
+        by = left.pop(0)
+        return {each: EVEN.predict(each) * (by if each == now else 1.0) for each in structures}
+
+    monkeypatch.setattr(latency_probes, "latencies", latencies)
+    told = measured(before, made, Conditions("int8", 1, (8,)), EVEN)
+    assert told["after_ms"] == pytest.approx(EVEN.predict(now) * found)
+    assert told["speedup"] == pytest.approx(told["predicted_speedup"] / found)
+    assert len(slowed) - len(left) == timings
