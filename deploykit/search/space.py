@@ -155,12 +155,10 @@ class Part:
         """Yield every assignment of this stage's settings once."""
         found: list[dict[str, Value]] = [{}]
         for name, values in {**self.switches, **self.others}.items():
-            matters = [values if self._matters(name, each) else () for each in found]
-            found = [
-                {**each, **given}
-                for each, these in zip(found, matters, strict=True)
-                for given in ([{name: value} for value in these] or [{}])
-            ]
+            grown: list[dict[str, Value]] = []
+            for each in found:
+                grown += [{**each, name: value} for value in values] if self._matters(name, each) else [each]
+            found = grown
         for chosen in found:
             yield {self.named(name): value for name, value in chosen.items()}
 
