@@ -34,6 +34,14 @@ search:
   prune-post-training: false
   train-quantized: false
 """
+STUDENTS = """\
+search:
+  distil: {layers: 1, student: [null, small], average: [false, true], unlabeled: more.txt, epochs: 1,
+    heads: null, ffn: null, augment: 0, splice: 0, learning_rate: 1.0e-4}
+  prune: false
+  prune-post-training: false
+  train-quantized: false
+"""
 
 
 def write_pipeline(folder: Path, text: str = PIPELINE) -> Path:
@@ -110,12 +118,7 @@ def test_asked_again_it_measures_nothing_anew_and_finds_the_same(searched, monke
 
 
 def test_students_of_another_start_and_text_without_labels_are_searched_too(tmp_path):
-    section = PIPELINE.index("  distil:"), PIPELINE.index("  prune: {heads: [0")
-    distil = "  distil: {layers: 1, student: [null, small], average: [false, true], unlabeled: more.txt, epochs: 1}\n"
-    choices = "{heads: null, ffn: null, augment: 0, splice: 0, learning_rate: 1.0e-4, "
-    text = PIPELINE[: section[0]] + distil.replace("{", choices) + "  prune: false\n" + PIPELINE[section[1] :]
-    text = text.replace("  prune: {heads: [0, 0.25], ffn: 0, epochs: 0, multiple: 1}\n", "")
-    text = text.replace("  - prune: {heads: 0.25, multiple: 1}\n", "")
+    text = PIPELINE.partition("search:")[0].replace("  - prune: {heads: 0.25, multiple: 1}\n", "") + STUDENTS
     pipeline = write_pipeline(tmp_path, text)
     make_checkpoint(tmp_path / "small", seed=5)
     (tmp_path / "more.txt").write_text("a film\nanother film\n")

@@ -192,8 +192,8 @@ def test_written_rows_are_searched_where_the_pipeline_has_someone_who_writes_the
 
 def test_a_setting_that_another_one_lacks_is_not_asked(tmp_path):
     (tmp_path / "small").mkdir()
-    section = "{layers: 2, student: [null, small], average: [false, true], augment: 0, splice: 0}"
-    pipeline = loaded(tmp_path, PIPELINE.replace(PIPELINE.splitlines()[7].partition("distil: ")[2], section))
+    more = "student: [null, small], average: [false, true], augment: 0"
+    pipeline = loaded(tmp_path, PIPELINE.replace("[0, 2, 3]", "2").replace("augment: 0", more))
     space = space_of(FACTS, pipeline.compress, pipeline.search)
     found = [assignment for assignment in space.parts[0].assignments() if assignment["distil.learning_rate"] == 1e-4]
     asked = {(each["distil.student"], each.get("distil.average")) for each in found}
