@@ -166,7 +166,11 @@ class Part:
         """Tell whether a setting has an effect beside those chosen before it."""
         if name in self.switches:
             return True
-        return any(chosen[switch] for switch in self.switches) and bool(chosen.get(self.needs.get(name, ""), True))
+        return any(chosen[switch] for switch in self.switches) and self._has_what_it_needs(name, chosen)
+
+    def _has_what_it_needs(self, name: str, chosen: Assignment) -> bool:
+        """Tell whether the setting without which this one is refused is on, or is not among those chosen."""
+        return bool(chosen.get(self.needs.get(name, ""), True))
 
     def made(self, assignment: Assignment) -> Stage | None:
         """Make the stage; None where its switches are off."""
@@ -174,7 +178,8 @@ class Part:
         if not on:
             return None
         asked = {name: assignment[self.named(name)] for name in self.others if self.named(name) in assignment}
-        return self._with({**self.fixed, **asked, **on})
+        fixed = {name: value for name, value in self.fixed.items() if self._has_what_it_needs(name, asked)}
+        return self._with({**fixed, **asked, **on})
 
     @cached_property
     def by_stage(self) -> Mapping[Stage | None, dict[str, Value]]:
@@ -193,7 +198,7 @@ class Part:
 
     def _with(self, wanted: Mapping[str, Any]) -> Stage:
         values = {**self.own, **wanted}
-        own = {name: value for name, value in self.own.items() if values.get(self.needs.get(name, ""), True)}
+        own = {name: value for name, value in self.own.items() if self._has_what_it_needs(name, values)}
         try:
             made: Stage = settings.make(self.stage, {**own, **wanted}, self.named)
         except UsageError:

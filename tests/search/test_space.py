@@ -175,8 +175,8 @@ def test_a_recipe_prunes_in_one_way_whoever_chooses():
 
 def test_what_a_student_learns_from_beside_the_rows_stays_in_every_recipe():
     own = (Distil(layers=2, student="other", unlabeled="text.jsonl", epochs=4), Quantize())
-    students = {stage for stages in recipes(space_of(FACTS, own, Narrowing())) for stage in stages[:1]} - {Quantize()}
-    distilled = {stage for stage in students if isinstance(stage, Distil)}
+    found = recipes(space_of(FACTS, own, Narrowing()))
+    distilled = {stage for stages in found for stage in stages if isinstance(stage, Distil)}
     assert {(stage.student, stage.unlabeled) for stage in distilled} == {("other", "text.jsonl")}
     assert {stage.average for stage in distilled} == {False, True}
 
@@ -188,6 +188,15 @@ def test_written_rows_are_searched_where_the_pipeline_has_someone_who_writes_the
     assert {(stage.generator, stage.generate) for stage in distilled} == {(None, 0), ("writer", 100)}
     assert not any(stage.average for stage in distilled)
     assert space.assignment_of(own) is not None
+
+
+def test_the_section_may_name_who_writes_rows_and_average_beside_a_student_that_is_searched(tmp_path):
+    more = "generator: writer, generate: [0, 9], student: [null, small], average: true, augment: 0"
+    pipeline = loaded(tmp_path, PIPELINE.replace("augment: 0", more))
+    found = recipes(space_of(FACTS, pipeline.compress, pipeline.search))
+    distilled = {stage for stages in found for stage in stages if isinstance(stage, Distil)}
+    assert {(stage.generator, stage.generate) for stage in distilled} == {(None, 0), ("writer", 9)}
+    assert {(stage.student, stage.average) for stage in distilled} == {(None, False), ("small", True)}
 
 
 def test_a_setting_that_another_one_lacks_is_not_asked(tmp_path):
