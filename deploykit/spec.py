@@ -7,6 +7,8 @@ from typing import Any, Literal
 from deploykit.families import Structure
 
 Scheme = Literal["dynamic-int8", "static-int8", "int4", "fp16"]
+Overflow = Literal["fp32", "bf16"]
+"""In what a matrix is multiplied whose values overflow fp16."""
 Embeddings = Literal["int8", "int4", "float32"]
 """How the table of word embeddings is held: int8 with one scale a row, int4 with one for each 64 of a row, or float."""
 
@@ -31,6 +33,8 @@ class Quantization:
     """7 keeps pairs of uint8 x int8 products within 16 bits: exact on processors without VNNI."""
     keep_float: tuple[str, ...] = ()
     """Linear modules, and norms for fp16, relative to the model, that stay in float32."""
+    bf16: tuple[str, ...] = ()
+    """fp16 only: linear modules that are multiplied in bf16."""
     activations: tuple[Activation, ...] = ()
     """static-int8 only: one for each module that is not kept in float."""
     block_size: int | None = None
@@ -69,4 +73,5 @@ def spec_from(value: Mapping[str, Any]) -> Spec:
 def quantization_from(value: Mapping[str, Any]) -> Quantization:
     """Read a decision from JSON; what an older one lacks has its default."""
     activations = tuple(Activation(**item) for item in value.get("activations", ()))
-    return Quantization(**{**value, "keep_float": tuple(value["keep_float"]), "activations": activations})
+    names = {name: tuple(value.get(name, ())) for name in ("keep_float", "bf16")}
+    return Quantization(**{**value, **names, "activations": activations})

@@ -132,7 +132,7 @@ def fake_quantize(model: PreTrainedModel, quantization: Quantization) -> None:
     """
     keep_first_token(model)
     if quantization.scheme == "fp16":
-        to_half(model, quantization.keep_float)
+        to_half(model, quantization.keep_float, quantization.bf16)
         return
     for name in quantized_names(model, quantization):
         linear = cast("nn.Linear", model.get_submodule(name))

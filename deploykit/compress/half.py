@@ -1,13 +1,15 @@
-"""fp16 module by module: what overflows it on real rows stays in fp32.
+"""fp16 module by module: what overflows it on real rows stays in fp32, or is multiplied in bf16.
 
 fp16 ends at 65504. Some feed-forward networks and the residual sums after them go beyond, and one infinite value makes
-a whole row NaN. Which modules do is measured. bf16 has the range of fp32 and needs none of this.
+a whole row NaN. Which modules do is measured. bf16 has the range of fp32 and eight bits of mantissa for fp16's eleven:
+it takes the matrices that overflow at fp16's speed and size; norms, which cost little, stay in fp32.
 """
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,6 +17,7 @@ from deploykit import checkpoint as checkpoints
 from deploykit import families
 from deploykit.checkpoint import Checkpoint, Quantization
 from deploykit.errors import UsageError
+from deploykit.spec import Overflow
 from deploykit.train.labelled import Labelled
 
 LIMIT = 65504.0
@@ -22,8 +25,26 @@ _HEADROOM = 4.0
 """How much larger than on the calibration rows a value may become before it overflows."""
 
 
-def decide_half(peaks: Mapping[str, float], model: PreTrainedModel, keep_float: Iterable[str] = ()) -> Quantization:
-    """Keep in fp32 the modules whose peaks come near fp16's end, and those named.
+class BFloat16Linear(nn.Module):
+    """A linear module whose product alone is in bf16: float32 is rounded to nearest, and the bias added in float32."""
+
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().to(torch.bfloat16), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Multiply: (...,I) of any float type to float32 (...,O)."""
+        product_NO = nn.functional.linear(x_NI.to(torch.bfloat16), self.weight).float()
+        return product_NO if self.bias is None else product_NO + self.bias
+
+
+def decide_half(
+    peaks: Mapping[str, float], model: PreTrainedModel, keep_float: Iterable[str] = (), overflow: Overflow = "fp32"
+) -> Quantization:
+    """Keep in fp32 the modules named, and those whose peaks come near fp16's end, unless bf16 takes the matrices.
 
     Raises:
         UsageError: a name is unknown, or queries, keys or values overflow: attention is one kernel of one type.
@@ -31,10 +52,15 @@ def decide_half(peaks: Mapping[str, float], model: PreTrainedModel, keep_float: 
     for name in keep_float:
         if name not in peaks:
             raise _refused("keep_float", f"a matrix or a norm, such as {next(iter(peaks))}", repr(name))
-    kept = {name for name, peak in peaks.items() if not peak <= LIMIT / _HEADROOM} | set(keep_float)
-    for name in sorted(kept & set(_attention_inputs(model))):
+    over = {name for name, peak in peaks.items() if not peak <= LIMIT / _HEADROOM}
+    for name in sorted((over | set(keep_float)) & set(_attention_inputs(model))):
         raise _refused("scheme", "queries, keys and values within fp16's range", f"{peaks[name]:.3g} at {name}")
-    return Quantization("fp16", 16, tuple(name for name in peaks if name in kept))
+    matrices = {name for name, module in _halved(model) if isinstance(module, nn.Linear)}
+    bf16 = over & matrices - set(keep_float) if overflow == "bf16" else set()
+    kept = (over | set(keep_float)) - bf16
+    return Quantization(
+        "fp16", 16, tuple(name for name in peaks if name in kept), bf16=tuple(name for name in peaks if name in bf16)
+    )
 
 
 def peaks_of(source: Checkpoint, rows: Labelled) -> dict[str, float]:
@@ -54,14 +80,15 @@ def peaks_of(source: Checkpoint, rows: Labelled) -> dict[str, float]:
     return {name: peaks[name] for name, _ in _halved(source.model) if name in peaks}
 
 
-def to_half(model: PreTrainedModel, keep_float: Iterable[str]) -> None:
-    """Turn a model to fp16, in place, but for the modules kept; each casts what it is given to its own type."""
-    kept = {name: copy.deepcopy(model.get_submodule(name).state_dict()) for name in keep_float}
+def to_half(model: PreTrainedModel, keep_float: Iterable[str] = (), bf16: Iterable[str] = ()) -> None:
+    """Turn a model to fp16, in place, but for the modules named; each casts what it is given to its own type."""
+    others: dict[str, nn.Module] = {name: copy.deepcopy(model.get_submodule(name)) for name in keep_float}
+    others |= {name: BFloat16Linear(cast("nn.Linear", copy.deepcopy(model.get_submodule(name)))) for name in bf16}
     model.half()  # type: ignore[no-untyped-call]
-    for name, module in _halved(model):
-        if name in kept:
-            module.float().load_state_dict(kept[name])
-        if kept:
+    for name, module in others.items():
+        model.set_submodule(name, module)
+    if others:
+        for _, module in _halved(model):
             module.register_forward_pre_hook(_cast)
 
 

@@ -23,7 +23,7 @@ from deploykit.compress.gptq import round_weights
 from deploykit.compress.half import decide_half, peaks_of
 from deploykit.compress.sensitivity import Sensitivity, fewest_kept, sensitivities
 from deploykit.compress.source import load_float
-from deploykit.spec import Embeddings, Scheme
+from deploykit.spec import Embeddings, Overflow, Scheme
 from deploykit.train.labelled import Labelled, read_labelled, score
 
 SENSITIVITY = "sensitivity.json"
@@ -35,7 +35,7 @@ _EFFECTIVE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "dynamic-int8": ("weight_bits",),
         "static-int8": ("weight_bits", "calibration", "calibration_rows"),
         "int4": ("block_size", "rounding", "calibration_rows"),
-        "fp16": ("calibration_rows",),
+        "fp16": ("calibration_rows", "overflow"),
     }
 )
 """Which of the settings that may be left out mean something to a scheme."""
@@ -45,7 +45,7 @@ _EFFECTIVE: Mapping[str, tuple[str, ...]] = MappingProxyType(
 class Quantize:
     """Decide int8 (weights per output channel; activations by each batch's range, or calibrated), int4 weights or fp16.
 
-    fp16 is for GPUs; modules whose values come near its end on training rows stay in fp32.
+    fp16 is for GPUs; modules whose values come near its end on training rows are fp32, or, the matrices, bf16.
     """
 
     scheme: Scheme = "dynamic-int8"
@@ -66,6 +66,8 @@ class Quantize:
     """int4 only: weights that share a scale; None means 32."""
     rounding: Literal["nearest", "gptq"] | None = None
     """int4 only: to the nearest level, or by GPTQ on training rows; None means gptq."""
+    overflow: Overflow | None = None
+    """fp16 only: what takes a matrix that would overflow it; None means fp32. bf16 needs CUDA and compute 8.0."""
 
     verb: ClassVar[str] = "quantize"
     reads: ClassVar[tuple[Kind, ...]] = ("checkpoint", "dataset")
@@ -80,7 +82,7 @@ class Quantize:
         """
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise ValueError(f"max_drop must be a share from 0 to 1, not {self.max_drop}")
-        for name in ("weight_bits", "calibration", "calibration_rows", "block_size", "rounding"):
+        for name in ("weight_bits", "calibration", "calibration_rows", "block_size", "rounding", "overflow"):
             if getattr(self, name) is not None and name not in _EFFECTIVE[self.scheme]:
                 raise ValueError(f"{name} has no effect with scheme {self.scheme}")
         if self.calibration_rows is not None and self.rounding == "nearest":
@@ -128,8 +130,8 @@ class Quantize:
                 return replace(decision, embeddings=self.embeddings), {}
             case "fp16":
                 peaks = peaks_of(before, self._calibration_rows(before, data))
-                decision = decide_half(peaks, model, self.keep_float)
-                return decision, {"peaks": peaks, "keep_float": list(decision.keep_float)}
+                decision = decide_half(peaks, model, self.keep_float, self.overflow or "fp32")
+                return decision, {"peaks": peaks, "keep_float": list(decision.keep_float), "bf16": list(decision.bf16)}
 
     def _decided_int8(self, model: PreTrainedModel) -> Quantization:
         decision = decide(model, weight_bits=self.weight_bits or 7, keep_float=self.keep_float)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -145,8 +145,10 @@ def exported_bytes(model: PreTrainedModel, quantization: Quantization | None) ->
     if quantization is None:
         return num_bytes
     if quantization.scheme == "fp16":
-        kept = (model.get_submodule(name).parameters() for name in quantization.keep_float)
-        return num_bytes // 2 + sum(2 * parameter.numel() for parameters in kept for parameter in parameters)
+        kept = [model.get_submodule(name) for name in quantization.keep_float]
+        biases = [cast("nn.Linear", model.get_submodule(name)).bias for name in quantization.bf16]
+        in_float = [*(tensor for module in kept for tensor in module.parameters()), *biases]
+        return num_bytes // 2 + sum(2 * tensor.numel() for tensor in in_float if tensor is not None)
     for name in quantized_names(model, quantization):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)

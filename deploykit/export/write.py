@@ -50,7 +50,7 @@ def write_model(source: Checkpoint, folder: Path, target: Target) -> Mapping[str
     rewritten on the way and are of no use afterwards.
 
     Raises:
-        UsageError: the provider does not run the checkpoint's precision.
+        UsageError: the provider does not run what the checkpoint decides.
     """
     checkpoint.save_tokenizer(source, folder)
     return _written(source, folder, target)
@@ -143,8 +143,7 @@ def _lowered(
     if quantization is not None:
         expected |= lowering.prepare(model, quantization)
     if precision == "fp16":
-        decided = source.spec.quantization
-        to_half(model, decided.keep_float if decided and decided.scheme == "fp16" else ())
+        _to_half(source, provider)
     graph = trace(model, input_names(model), _ATTENTION[provider])
     fuse.fuse_attention(graph)
     lowering.lower(graph)
@@ -154,6 +153,16 @@ def _lowered(
         expected |= {lower_int8.ATTENTION: joined, lower_int8.PRODUCT: expected[lower_int8.PRODUCT] - 3 * joined}
         fuse.clean(graph)
     return graph, expected
+
+
+def _to_half(source: Checkpoint, provider: str) -> None:
+    """Turn the model to fp16 as the checkpoint decides, all of it where nothing is decided."""
+    decided = source.spec.quantization
+    if decided is None or decided.scheme != "fp16":
+        return to_half(source.model)
+    if decided.bf16 and provider == "tensorrt":
+        raise refused("provider", f"cuda, as the checkpoint decides bf16 for {decided.bf16[0]}", provider)
+    return to_half(source.model, decided.keep_float, decided.bf16)
 
 
 def _save(graph: ir.Model, folder: Path, external_data_bytes: int) -> None:

@@ -63,7 +63,7 @@ def open_session(
     `profile` a file whose name starts so says what ran where.
 
     Raises:
-        EnvironmentMissing: the provider cannot run here.
+        EnvironmentMissing: the provider cannot run here, or has no kernel for a node.
         ArtifactError: the model cannot be loaded.
     """
     wanted = EXECUTION_PROVIDERS[provider]
@@ -80,6 +80,9 @@ def open_session(
     try:
         session = ort.InferenceSession(model, settings, providers=_providers(provider, options), enable_fallback=0)
     except ORT_ERRORS as error:
+        # What has no kernel on the CPU, such as bf16, fails so where a GPU's provider could not start, too.
+        if provider != "cpu" and isinstance(error, ort_errors.NotImplemented):
+            raise _missing(provider, reason or str(error)) from error
         raise mapped(error, model) from error
     except (RuntimeError, ValueError) as error:
         raise _missing(provider, reason or str(error)) from error

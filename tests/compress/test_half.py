@@ -8,13 +8,21 @@ import torch
 from deploykit import checkpoint as checkpoints
 from deploykit import stage
 from deploykit.compress import waterfall
-from deploykit.compress.half import LIMIT, decide_half, peaks_of
+from deploykit.compress.half import LIMIT, BFloat16Linear, decide_half, peaks_of
 from deploykit.compress.quantize import Quantize
 from deploykit.data import open_dataset
-from deploykit.errors import UsageError
+from deploykit.errors import ArtifactError, UsageError
 from deploykit.export.export import Export
 from deploykit.train.labelled import read_labelled
-from tests.export.exported import encodings_of, export, load, on_the_cpu, worst
+from tests.export.exported import (
+    encodings_of,
+    export,
+    load,
+    on_the_cpu,
+    reference,
+    with_bf16_products_in_float,
+    worst,
+)
 from tests.export.test_export import HALF, sealed
 from tests.models import make_checkpoint
 
@@ -66,6 +74,50 @@ def test_the_waterfall_judges_the_fp16_model_and_counts_its_bytes(planted, revie
     assert row["num_bytes"] == original["num_bytes"] // 2 + extra
 
 
+def test_a_matrix_that_overflows_is_multiplied_in_bf16_where_asked_and_its_norm_in_fp32(
+    planted, reviews: Path, tmp_path: Path
+):
+    folder, (matrix, norm) = planted
+    made = stage.run(
+        Quantize(scheme="fp16", overflow="bf16"),
+        checkpoints.open_checkpoint(folder),
+        open_dataset(reviews),
+        out=tmp_path / "q",
+    )
+    assert (made.facts["bf16"], made.facts["keep_float"]) == ([matrix], [norm])
+    original, row = waterfall.read(made.path)
+    assert row["value"] == pytest.approx(original["value"], abs=0.05)
+    assert row["num_bytes"] == original["num_bytes"] // 2 + 2 * (32 + 2 * 32)
+    source = load(folder)
+    model = export(made.path, tmp_path / "right", Export(provider="cuda"))
+    with pytest.raises(ArtifactError, match="Could not find an implementation for MatMul"):
+        on_the_cpu(model.path, source)
+    assert with_bf16_products_in_float(model.path) == 1
+    found = on_the_cpu(model.path, source)
+    assert worst(found, checkpoints.logits(source, encodings_of(source))) < HALF
+    assert worst(found, reference(folder, load(made.path).spec.quantization)) < 5e-3
+    with pytest.raises(UsageError, match=f"cuda, as the checkpoint decides bf16 for {matrix}, found tensorrt"):
+        export(made.path, tmp_path / "other", Export(provider="tensorrt"))
+
+
+def test_the_product_in_bf16_rounds_what_it_is_given_and_adds_the_bias_in_float():
+    linear = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        linear.weight[:] = torch.tensor([[1.0, 1.0 + 2**-9]])  # half of bf16's last bit: rounds to 1
+        linear.bias[:] = 2.0**-12
+    made = BFloat16Linear(linear)
+    assert made(torch.tensor([[2.0**100, -(2.0**100)]])).item() == 2.0**-12
+    assert made(torch.tensor([[1.0, 2.0]])).item() == 3.0 + 2**-12
+
+
+def test_a_named_matrix_stays_in_fp32_though_bf16_would_take_it(planted, reviews: Path):
+    folder, (matrix, norm) = planted
+    source = load(folder)
+    peaks = peaks_of(source, read_labelled(source, open_dataset(reviews), "train"))
+    decision = decide_half(peaks, source.model, [matrix], "bf16")
+    assert (decision.keep_float, decision.bf16) == ((matrix, norm), ())
+
+
 def test_attention_that_overflows_and_unknown_names_are_refused(bert: Path, reviews: Path):
     source = load(bert)
     peaks = peaks_of(source, read_labelled(source, open_dataset(reviews), "train"))
@@ -87,3 +139,5 @@ def test_a_cpu_takes_no_fp16_decision_and_fp16_no_budget(planted, tmp_path: Path
         export(folder, tmp_path / "out", Export())
     with pytest.raises(ValueError, match="max_drop is for int8"):
         Quantize(scheme="fp16", max_drop=0.01)
+    with pytest.raises(ValueError, match="overflow has no effect with scheme int4"):
+        Quantize(scheme="int4", overflow="bf16")

@@ -53,6 +53,30 @@ def on_the_cpu(model: Path, source: Checkpoint) -> Logits:
     return decoder_of(info.task).unpad(outputs, encodings)
 
 
+def with_bf16_products_in_float(model: Path) -> int:
+    """Rewrite an exported graph for the CPU, which has no kernel for bf16 products; return how many there were.
+
+    Inputs stay rounded to bf16, sums are of float32 and the result is rounded to bf16, as a GPU's kernel does.
+    """
+    path = model / model_info.GRAPH
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path))
+    bf16 = {one.name for one in graph.graph.initializer if one.data_type == onnx.TensorProto.BFLOAT16}
+    products = [node for node in graph.graph.node if node.op_type == "MatMul" and bf16 & set(node.input)]
+    for node in products:
+        at = list(graph.graph.node).index(node)
+        given, made = list(node.input), node.output[0]
+        for index, name in enumerate(given):
+            node.input[index] = f"{name}_float"
+        node.output[0] = f"{made}_float"
+        casts = [onnx.helper.make_node("Cast", [name], [f"{name}_float"], to=onnx.TensorProto.FLOAT) for name in given]
+        back = onnx.helper.make_node("Cast", [node.output[0]], [made], to=onnx.TensorProto.BFLOAT16)
+        graph.graph.node.insert(at + 1, back)
+        for cast in casts:
+            graph.graph.node.insert(at, cast)
+    onnx.save(graph, path)
+    return len(products)
+
+
 def worst(one: Logits, other: Logits) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
