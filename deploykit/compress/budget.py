@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,10 +15,9 @@ from deploykit import families
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import latency_probes
 from deploykit.compress.fake_quant import decide
-from deploykit.compress.fisher import MaskGradients
 from deploykit.compress.latency_probes import Conditions
 from deploykit.compress.latency_table import TOLERANCE, Curve, LatencyTable
-from deploykit.compress.mask_search import Group, most_valuable, rearranged, search
+from deploykit.compress.mask_search import Group, Removal, Removals, search
 from deploykit.compress.slicing import Parts
 from deploykit.compress.waterfall import exported_bytes
 from deploykit.errors import UsageError
@@ -130,32 +128,30 @@ def size_costs(model: PreTrainedModel, precision: Served) -> Costs:
     return Costs(fixed, (Curve((1,), (head,)),) * depth, (Curve((1,), (neuron,)),) * depth)
 
 
-def parts_within(limit: float, costs: Costs, gradients: MaskGradients, multiple: int) -> Parts:
+def parts_within(limit: float, costs: Costs, removals: Removals) -> Parts:
     """Choose the parts that stay: how many in each layer, then which.
 
     Args:
         limit: in the unit of the costs; the smallest structure is chosen where even that costs more.
         costs: of the model's parts.
-        gradients: of the model's masks.
-        multiple: of the feed-forward widths.
+        removals: what is lost in each layer as its parts become fewer.
     """
-    scores = gradients.importance()
     groups = []
-    for heads, ffn, *worth in zip(costs.heads, costs.ffn, scores.heads, scores.neurons, strict=True):
-        for curve, parts, step in zip((heads, ffn), worth, (1, multiple), strict=True):
-            widths = allowed(len(parts), step)
-            groups.append(Group(parts, widths, np.array([curve.at(int(width)) for width in widths])))
+    for heads, ffn, *parts in zip(costs.heads, costs.ffn, *removals, strict=True):
+        groups += [_group(*each) for each in zip((heads, ffn), parts, strict=True)]
     chosen = search(groups, limit - costs.fixed)
     if chosen is None:  # a limit below the smallest structure, or above by less than rounding its costs up takes
         chosen = [int(group.widths[0]) for group in groups]
-    kept = [most_valuable(group.scores, width) for group, width in zip(groups, chosen, strict=True)]
-    rearranged_heads = [rearranged(*each) for each in zip(gradients.heads, kept[0::2], strict=True)]
-    return rearranged_heads, [rearranged(*each) for each in zip(gradients.neurons, kept[1::2], strict=True)]
+    heads_kept, neurons_kept = (
+        [removal.kept(width) for removal, width in zip(part, widths, strict=True)]
+        for part, widths in zip(removals, (chosen[0::2], chosen[1::2]), strict=True)
+    )
+    return heads_kept, neurons_kept
 
 
-def allowed(width: int, multiple: int) -> NDArray[np.int64]:
-    """Return the widths that a group may end with, ascending: multiples, and its full one."""
-    return np.unique([*range(multiple, width + 1, multiple), width])
+def _group(curve: Curve, removal: Removal) -> Group:
+    widths = removal.widths
+    return Group(widths, np.array([curve.at(int(width)) for width in widths]), removal.losses)
 
 
 def measured(before: Checkpoint, made: Checkpoint, under: Conditions, table: LatencyTable) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class MaskGradients:
 
     def importance(self) -> Importance:
         """Return the diagonal of the Fisher information, halved: what `importance` gives."""
-        heads, neurons = ([_half_mean_square(found) for found in part] for part in (self.heads, self.neurons))
+        heads, neurons = ([half_mean_square(found) for found in part] for part in (self.heads, self.neurons))
         return Importance(tuple(heads), tuple(neurons))
 
 
@@ -78,7 +78,8 @@ def mask_gradients(model: PreTrainedModel, batches: Iterable[Any], loss: RowLoss
     return MaskGradients(tuple(found[0::2]), tuple(found[1::2]))
 
 
-def _half_mean_square(gradients_NW: RowGradients) -> Scores:
+def half_mean_square(gradients_NW: RowGradients) -> Scores:
+    """Return the diagonal of the Fisher information of masks, halved: (W,)."""
     squares_W: Scores = np.einsum("nw,nw->w", gradients_NW, gradients_NW, dtype=np.float64)
     return squares_W / (2 * len(gradients_NW))
 
@@ -88,7 +89,7 @@ def _gradients(model: PreTrainedModel, batches: Iterable[Any], loss: RowLoss) ->
     masked = [module for block in families.blocks(model) for module in (block.attention_output, block.ffn_out)]
     structure = families.structure_of(model)
     widths = [width for pair in zip(structure.heads, structure.ffn, strict=True) for width in pair]
-    with _frozen(model):
+    with frozen(model):
         for batch in batches:
             rows = len(batch["input_ids"])
             masks = [torch.ones(rows, width, device=model.device, requires_grad=True) for width in widths]
@@ -117,7 +118,7 @@ def _masking(mask: Tensor) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Switch the parameters' gradients off for a while: only the masks need any."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:

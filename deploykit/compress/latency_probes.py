@@ -122,7 +122,7 @@ def _exported(checkpoint: Checkpoint, structure: Structure, under: Conditions, f
     setattr(probe.model.config, family.num_layers, len(layers))
     slice_parts(probe.model, [np.arange(count) for count in structure.heads], [np.arange(w) for w in structure.ffn])
     write_model(probe, folder, Target("cpu", under.precision))
-    model = Model.open(folder, threads=under.threads)
+    model = Model.open(folder, threads=under.threads, many=False)
     shutil.rmtree(folder)
     return model
 

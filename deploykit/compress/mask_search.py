@@ -10,32 +10,79 @@ for every group within a budget is the multiple-choice knapsack, solved by dynam
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploykit.compress.fisher import RowGradients, Scores
+from deploykit.compress.fisher import MaskGradients, RowGradients, Scores, half_mean_square
 from deploykit.compress.slicing import Kept
 
 _STEPS = 1 << 14
 """Costs are rounded up to this share of the budget, so that it holds: half of 0.006% lost a group, on average."""
 
 
+class Removal(Protocol):
+    """What is lost as the heads or the neurons of one layer become fewer, and which stay."""
+
+    @property
+    def widths(self) -> NDArray[np.int64]:
+        """How many parts may stay, ascending: (K,)."""
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """How much the loss rises at each width: (K,)."""
+
+    def kept(self, width: int) -> Kept:
+        """Return the parts that stay, ascending: (`width`,)."""
+
+
+Removals = tuple[Sequence[Removal], Sequence[Removal]]
+"""Of heads and of neurons, layer by layer."""
+
+
+@dataclass(frozen=True)
+class FisherRemoval:
+    """By Fisher information: the least valuable parts go, rearranged."""
+
+    gradients: RowGradients
+    """(N,W)"""
+    multiple: int
+    """Widths are multiples of it, or the full one."""
+
+    @property
+    def widths(self) -> NDArray[np.int64]:
+        """How many parts may stay, ascending."""
+        width = self.gradients.shape[1]
+        return np.unique([*range(self.multiple, width + 1, self.multiple), width])
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """The sum of the diagonal over what goes."""
+        lost = np.concatenate([[0.0], np.cumsum(np.sort(half_mean_square(self.gradients)))])
+        return np.asarray(lost[len(lost) - 1 - self.widths])
+
+    def kept(self, width: int) -> Kept:
+        """Return the parts that stay, chosen by the whole block."""
+        return rearranged(self.gradients, most_valuable(half_mean_square(self.gradients), width))
+
+
+def by_fisher(gradients: MaskGradients, multiple: int) -> Removals:
+    """Return how every layer's heads, and neurons down to multiples, go by Fisher information."""
+    heads, neurons = gradients.heads, gradients.neurons
+    return [FisherRemoval(each, 1) for each in heads], [FisherRemoval(each, multiple) for each in neurons]
+
+
 @dataclass(frozen=True)
 class Group:
-    """The heads or the neurons of one layer, and the widths it may end with."""
+    """The heads or the neurons of one layer: the widths it may end with, and what each costs and loses."""
 
-    scores: Scores
-    """(W,): what each part is worth."""
     widths: NDArray[np.int64]
-    """(K,): how many parts may stay."""
+    """(K,): how many parts may stay, ascending."""
     costs: NDArray[np.float64]
-    """(K,): what that costs, in the unit of the budget."""
-
-    def losses(self) -> NDArray[np.float64]:
-        """Return what is lost at each width when the least valuable parts go: (K,)."""
-        lost = np.concatenate([[0.0], np.cumsum(np.sort(self.scores))])
-        return np.asarray(lost[len(self.scores) - self.widths])
+    """(K,): in the unit of the budget."""
+    losses: NDArray[np.float64]
+    """(K,)"""
 
 
 def search(groups: Sequence[Group], budget: float, *, steps: int = _STEPS) -> list[int] | None:
@@ -49,7 +96,7 @@ def search(groups: Sequence[Group], budget: float, *, steps: int = _STEPS) -> li
     for group in groups:
         costs = np.ceil(np.maximum(group.costs, 0.0) * (steps / budget) - 1e-9) if budget > 0 else np.full(1, np.inf)
         offers = np.full((len(group.widths), steps + 1), np.inf)
-        for offer, cost, loss in zip(offers, costs, group.losses(), strict=False):
+        for offer, cost, loss in zip(offers, costs, group.losses, strict=False):
             if cost <= steps:
                 offer[int(cost) :] = best[: steps + 1 - int(cost)] + loss
         choice = offers.argmin(axis=0)

@@ -10,7 +10,7 @@ bias, which costs the same sums and one more solution.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -212,12 +212,13 @@ class _Line:
         self._masks = [batch["attention_mask"].bool() for batch in batches]
 
     def seen(self, index: int, names: Sequence[str]) -> dict[str, list[Tensor]]:
-        """Run one layer on all batches; return what some of its modules were given."""
+        """Run one layer on all batches, as far as the last of some of its modules; return what those were given."""
         seen: dict[str, list[Tensor]] = {name: [] for name in names}
         layer = self._layers[index]
         with _watched({name: layer.get_submodule(getattr(self.family, name)) for name in names}, seen):
             for args, named in self._calls:
-                layer(*args, **named)
+                with suppress(_Reached):
+                    layer(*args, **named)
         return seen
 
     def advance(self, index: int, given: Sequence[Tensor]) -> None:
@@ -233,7 +234,7 @@ class _Line:
 
 
 class _Reached(Exception):
-    """The first layer was called."""
+    """The module was called after which nothing is wanted."""
 
 
 def _first_call(model: PreTrainedModel, layer: nn.Module, batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -246,9 +247,8 @@ def _first_call(model: PreTrainedModel, layer: nn.Module, batch: Inputs) -> tupl
 
     handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        model(**batch)
-    except _Reached:
-        pass
+        with suppress(_Reached):
+            model(**batch)
     finally:
         handle.remove()
     return calls[0]
@@ -256,10 +256,18 @@ def _first_call(model: PreTrainedModel, layer: nn.Module, batch: Inputs) -> tupl
 
 @contextmanager
 def _watched(modules: Mapping[str, nn.Module], seen: Mapping[str, list[Tensor]]) -> Iterator[None]:
-    def keep(name: str) -> Any:
-        return lambda _module, inputs: seen[name].append(inputs[0])
+    """Keep what each module is given; nothing is computed after the last."""
+    last = list(modules)[-1]
 
-    handles = [module.register_forward_pre_hook(keep(name)) for name, module in modules.items()]
+    def keep(name: str, inputs: tuple[Tensor, ...]) -> None:
+        seen[name].append(inputs[0])
+        if name == last:
+            raise _Reached
+
+    def keeping(name: str) -> Any:
+        return lambda _module, inputs: keep(name, inputs)
+
+    handles = [module.register_forward_pre_hook(keeping(name)) for name, module in modules.items()]
     try:
         yield
     finally:

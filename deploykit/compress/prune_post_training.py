@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Literal
 from deploykit import families
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
-from deploykit.compress import latency_probes, waterfall
+from deploykit.compress import brain_surgeon, latency_probes, waterfall
 from deploykit.compress.budget import Served, budget, latency_costs, measured, parts_within, require_targets, warnings
 from deploykit.compress.calibrate import FEWEST_ROWS
 from deploykit.compress.fisher import mask_gradients
 from deploykit.compress.fisher_rows import Labels, batches, calibration_rows, inputs_of, row_loss
 from deploykit.compress.latency_table import smallest
+from deploykit.compress.mask_search import Removals, by_fisher
 from deploykit.compress.mask_tuning import tune
 from deploykit.compress.slicing import sliced
 from deploykit.compress.source import load_float
@@ -47,7 +48,8 @@ class PrunePostTraining:
     labels: Labels = "given"
     """`own`: the model's own predictions take the place of the training rows' labels, which are not looked at."""
     tuning: Literal["none", "masks", "weights"] = "weights"
-    """What is fitted afterwards by least squares: nothing, a mask for each head and neuron, or the output matrices."""
+    """What is fitted afterwards by least squares: nothing, a mask for each head and neuron, or the output matrices,
+    for which parts are chosen by what the others cannot make up for (`brain_surgeon`)."""
     calibration_rows: int = 1024
     """Training rows that importance is measured on and outputs are fitted on."""
     multiple: int = 32
@@ -92,10 +94,10 @@ class PrunePostTraining:
         costs = latency_costs(table, len(full.heads))
         target = ("speedup", self.speedup) if self.speedup else ("target_ms", self.target_ms or 0.0)
         asked, least = budget(self.verb, target, costs.of(full)), costs.of(smallest(full, self.multiple))
-        gradients = mask_gradients(before.model, batches(before, rows), row_loss(before))
+        removals = self._removals(before, rows)
         made, latency = self._timed(
             (asked.limit, least),
-            lambda limit: sliced(before, parts_within(limit, costs, gradients, self.multiple)),
+            lambda limit: sliced(before, parts_within(limit, costs, removals)),
             lambda found: measured(before, found, under, table),
         )
         fits = self._tuned(made, before, rows)
@@ -126,6 +128,13 @@ class PrunePostTraining:
             if short <= _NEAR or limit <= least or len(tries) == _TRIES:
                 return made, {**latency, "tries": tries}
             limit = max(limit / short, least)
+
+    def _removals(self, before: Checkpoint, rows: Labelled) -> Removals:
+        """Return what losing parts costs: where the output matrices are fitted anew, what is left after that."""
+        model, loss = before.model, row_loss(before)
+        if self.tuning == "weights":
+            return brain_surgeon.removals(model, batches(before, rows), loss, self.multiple)
+        return by_fisher(mask_gradients(model, batches(before, rows), loss), self.multiple)
 
     def _tuned(self, made: Checkpoint, before: Checkpoint, rows: Labelled) -> list[dict[str, Any]]:
         """Fit the pruned model's outputs, in place."""

@@ -14,6 +14,7 @@ from deploykit.compress.fisher import mask_gradients
 from deploykit.compress.fisher_rows import batches, row_loss, score_parts
 from deploykit.compress.latency_probes import Conditions
 from deploykit.compress.latency_table import LatencyTable, smallest
+from deploykit.compress.mask_search import by_fisher
 from deploykit.compress.shape import most_valuable_layers, narrowed
 from deploykit.compress.slicing import Parts, select, sliced
 from deploykit.compress.student import activity, keep_layers
@@ -160,7 +161,7 @@ def by_goal(goal: Goal, rows: Labelled) -> Choose:
 
     def choose(made: Checkpoint, shaped: Checkpoint, _full: Structure, share: float) -> Parts:
         gradients = mask_gradients(made.model, batches(made, rows), row_loss(made))
-        return parts_within(goal.budget.after(share), goal.measure.costs(shaped), gradients, goal.multiple)
+        return parts_within(goal.budget.after(share), goal.measure.costs(shaped), by_fisher(gradients, goal.multiple))
 
     return choose
 

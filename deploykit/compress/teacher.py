@@ -132,7 +132,7 @@ def _forward(
 ) -> Iterator[tuple[list[NDArray[np.float32]], dict[str, NDArray[np.float16]]]]:
     """Yield a batch's logits, row by row, and its states without padding, rows one after the other."""
     unpad = decoder_of(teacher.spec.task).unpad
-    with on_accelerator(teacher.model) as model, _autocast(model):
+    with on_accelerator(teacher.model) as model, autocast(model):
         for indices in batches:
             batch = [encodings[index] for index in indices]
             inputs = collate(batch, teacher.spec.pad_id, input_names(model))
@@ -144,7 +144,7 @@ def _forward(
             yield unpad(seen["logits"].float().cpu().numpy(), batch), states
 
 
-def _autocast(model: PreTrainedModel) -> torch.autocast:
+def autocast(model: PreTrainedModel) -> torch.autocast:
     """Return the precision that students train in; around all batches, so that each weight is rounded once."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=precision() == "bf16")
 

@@ -53,34 +53,37 @@ class Model:
         self._output = info.outputs[:1]
 
     @classmethod
-    def open(cls, path: Path, *, threads: int | None = None) -> "Model":
+    def open(cls, path: Path, *, threads: int | None = None, many: bool = True) -> "Model":
         """Load an exported model on the provider it was exported for.
 
         Args:
             path: the exported model.
             threads: the most that a call takes; every core this process may use, unless given.
+            many: whether to measure how many rows are best shared among the threads.
 
         Raises:
             ArtifactError: the folder holds none, or its parts do not fit together.
             EnvironmentMissing: its provider cannot run here.
         """
         info = model_info.read(path)
-        return cls._opened(path, Tokenizer.open(path, max_length=info.max_length, pad_id=info.pad_id), threads)
+        return cls._opened(
+            path, Tokenizer.open(path, max_length=info.max_length, pad_id=info.pad_id), threads, many=many
+        )
 
     @classmethod
-    def _opened(cls, path: Path, tokenizer: Tokenizer, threads: int | None) -> "Model":
+    def _opened(cls, path: Path, tokenizer: Tokenizer, threads: int | None, *, many: bool) -> "Model":
         info = model_info.read(path)
         session = open_session(
             path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=threads
         )
         _require_names(path, "inputs", info.inputs, [node.name for node in session.get_inputs()])
         _require_names(path, "outputs", info.outputs, [node.name for node in session.get_outputs()])
-        first = None if info.threshold is None else cls._opened(path / FIRST, tokenizer, threads)
+        first = None if info.threshold is None else cls._opened(path / FIRST, tokenizer, threads, many=many)
         if first is not None:
             _require_kindred(path, info, first.info)
         num_bytes = sum(file.stat().st_size for file in path.glob(f"{model_info.GRAPH}*"))
         is_small = info.provider == "cpu" and num_bytes <= MOST_BYTES
-        one_thread = _fitted(path, info, session, threads or num_cores()) if is_small else None
+        one_thread = _fitted(path, info, session, threads or num_cores(), many=many) if is_small else None
         return cls(info, tokenizer, session, one_thread=one_thread, is_small=is_small, first=first)
 
     @property
@@ -180,13 +183,15 @@ class Model:
         return self.task.decode(self.answers(encodings, batch_size), encodings, rows, self.info.labels)
 
 
-def _fitted(path: Path, info: ModelInfo, session: ort.InferenceSession, threads: int) -> OneThread | None:
+def _fitted(
+    path: Path, info: ModelInfo, session: ort.InferenceSession, threads: int, *, many: bool
+) -> OneThread | None:
     """Open a small model on one thread too, and keep what is faster."""
     if threads == 1:
         return None
     alone = open_session(path / model_info.GRAPH, provider=info.provider, options=info.provider_options, threads=1)
     limits = info.max_length, threads
-    return fitted(session, alone, lambda tokens: blank(tokens, info.inputs), limits)
+    return fitted(session, alone, lambda tokens: blank(tokens, info.inputs), limits, many=many)
 
 
 def _require_kindred(path: Path, info: ModelInfo, first: ModelInfo) -> None:

@@ -57,6 +57,8 @@ def fitted(
     alone: ort.InferenceSession,
     feeds_of: Callable[[int], Feeds],
     limits: tuple[int, int],
+    *,
+    many: bool = True,
     clock: Clock = time.perf_counter,
 ) -> OneThread | None:
     """Time two sessions of one model in turn, on ever longer inputs and on many rows; None where one never pays.
@@ -66,6 +68,7 @@ def fitted(
         alone: the session on one.
         feeds_of: makes one row of so many tokens.
         limits: the most tokens of a row, and all threads.
+        many: whether many rows are timed too.
         clock: for tests.
     """
     longest, threads = limits
@@ -75,14 +78,21 @@ def fitted(
         return _saved_s(partial(shared.run, None, feeds), partial(alone.run, None, feeds), clock)
 
     most = break_even(saved_s, min(_SHORTEST, longest), min(_LONGEST, longest))
+    pool = _pool(shared, alone, feeds_of(min(_TOKENS_OF_MANY, longest)), threads, clock) if many else None
+    return OneThread(alone, most, pool) if pool or most else None
+
+
+def _pool(
+    shared: ort.InferenceSession, alone: ort.InferenceSession, row: Feeds, threads: int, clock: Clock
+) -> ThreadPoolExecutor | None:
+    """Return a pool where small batches, one a thread, are faster than one that is shared."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="batch")
-    row = feeds_of(min(_TOKENS_OF_MANY, longest))
     part, whole = (_rows(row, count) for count in (ROWS_TOGETHER, ROWS_TOGETHER * threads))
     apart = partial(side_by_side, pool, partial(alone.run, None), [part] * threads)
     if _saved_s(partial(shared.run, None, whole), apart, clock) > 0:
-        return OneThread(alone, most, pool)
+        return pool
     pool.shutdown()
-    return OneThread(alone, most) if most else None
+    return None
 
 
 def break_even(saved: Callable[[int], float], shortest: int, longest: int) -> int:

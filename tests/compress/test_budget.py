@@ -19,6 +19,7 @@ from deploykit.compress.fake_quant import decide
 from deploykit.compress.fisher import MaskGradients
 from deploykit.compress.latency_probes import Conditions
 from deploykit.compress.latency_table import Check, Curve, LatencyTable, LayerCost, smallest
+from deploykit.compress.mask_search import by_fisher
 from deploykit.compress.slicing import sliced
 from deploykit.compress.waterfall import exported_bytes
 from deploykit.errors import UsageError
@@ -35,10 +36,10 @@ def costs(table):
     return latency_costs(table, 2)
 
 
-def random_gradients(seed: int = 0):
+def random_removals(seed: int = 0):
     rng = np.random.default_rng(seed)
     heads, neurons = (tuple(rng.standard_normal((50, width)).astype(np.float32) for _ in range(2)) for width in (4, 64))
-    return MaskGradients(heads, neurons)
+    return by_fisher(MaskGradients(heads, neurons), 8)
 
 
 def test_costs_of_a_structure_are_what_the_table_predicts():
@@ -48,14 +49,14 @@ def test_costs_of_a_structure_are_what_the_table_predicts():
 
 
 def test_dear_parts_go_before_cheap_ones_of_the_same_worth():
-    gradients = random_gradients()
-    heads, neurons = parts_within(TRUE.predict(FULL) / 1.5, costs(TRUE), gradients, 8)
+    removals = random_removals()
+    heads, neurons = parts_within(TRUE.predict(FULL) / 1.5, costs(TRUE), removals)
     assert len(heads[0]) < len(heads[1])
     assert len(neurons[0]) < len(neurons[1])
     assert len(neurons[0]) % 8 == len(neurons[1]) % 8 == 0
-    least = parts_within(TRUE.predict(smallest(FULL, 8)), costs(TRUE), gradients, 8)
+    least = parts_within(TRUE.predict(smallest(FULL, 8)), costs(TRUE), removals)
     assert [list(map(len, part)) for part in least] == [[1, 1], [8, 8]]
-    even_heads, even_neurons = parts_within(EVEN.predict(FULL) / 1.5, costs(EVEN), gradients, 8)
+    even_heads, even_neurons = parts_within(EVEN.predict(FULL) / 1.5, costs(EVEN), removals)
     assert abs(len(even_neurons[0]) - len(even_neurons[1])) < abs(len(neurons[0]) - len(neurons[1]))
     assert len(even_heads[1]) <= len(heads[1])
 
@@ -78,7 +79,7 @@ def test_a_size_is_met_and_not_undershot_by_more_than_one_unit(seed: int, bert: 
     now, least = weights.of(FULL), weights.of(smallest(FULL, 8))
     for share in (0.1, 0.5, 0.9):
         limit = least + share * (now - least)
-        heads, neurons = parts_within(limit, weights, random_gradients(seed), 8)
+        heads, neurons = parts_within(limit, weights, random_removals(seed))
         found = weights.of(Structure(tuple(map(len, heads)), tuple(map(len, neurons))))
         unit = max(weights.heads[0].at(1), weights.ffn[0].at(8))
         assert limit - unit < found <= limit
@@ -131,7 +132,7 @@ def test_a_timing_far_from_the_table_is_taken_twice_more_and_the_median_counts(
     slowed, found, timings, bert: Path, monkeypatch
 ):
     before = checkpoints.load(checkpoints.open_checkpoint(bert))
-    made = sliced(before, parts_within(1.0, costs(EVEN), random_gradients(), 8))
+    made = sliced(before, parts_within(1.0, costs(EVEN), random_removals()))
     now, left = families.structure_of(made.model), list(slowed)
 
     def latencies(_model, structures, _under):

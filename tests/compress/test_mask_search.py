@@ -13,22 +13,27 @@ def planted(seed: int, num_groups: int = 4) -> list[Group]:
     for _ in range(num_groups):
         size = int(rng.integers(2, 6))
         widths = np.arange(1, size + 1)
-        groups.append(Group(rng.exponential(size=size), widths, np.cumsum(rng.integers(0, 5, size)).astype(float)))
+        costs = np.cumsum(rng.integers(0, 5, size)).astype(float)
+        groups.append(group(rng.exponential(size=size), widths, costs))
     return groups
 
 
+def group(scores, widths, costs) -> Group:
+    """Parts of which each is worth its score, whatever else goes."""
+    return Group(widths, costs, np.array([np.sort(scores)[: len(scores) - width].sum() for width in widths]))
+
+
 def brute_force(groups: list[Group], budget: float) -> float:
-    options = [list(zip(group.losses(), group.costs, strict=True)) for group in groups]
+    options = [list(zip(group.losses, group.costs, strict=True)) for group in groups]
     totals = [np.sum(choice, axis=0) for choice in itertools.product(*options)]
     return min((loss for loss, cost in totals if cost <= budget), default=np.inf)
 
 
 def outcome(groups: list[Group], widths: list[int]) -> tuple[float, float]:
     """Loss and cost of a choice, added up the slow way."""
-    loss = sum(
-        np.sort(group.scores)[: len(group.scores) - width].sum() for group, width in zip(groups, widths, strict=True)
-    )
-    cost = sum(group.costs[list(group.widths).index(width)] for group, width in zip(groups, widths, strict=True))
+    options = [list(group.widths).index(width) for group, width in zip(groups, widths, strict=True)]
+    loss = sum(group.losses[option] for group, option in zip(groups, options, strict=True))
+    cost = sum(group.costs[option] for group, option in zip(groups, options, strict=True))
     return float(loss), float(cost)
 
 
@@ -48,14 +53,14 @@ def test_the_choice_is_the_optimum_of_all_choices(seed: int):
 
 def test_a_proportional_search_misses_the_optimum_where_costs_differ():
     # The same loss twice, but one group's part costs ten times the other's: equal shares would remove from both.
-    groups = [Group(np.array([1.0, 1.0]), np.array([1, 2]), np.array(costs)) for costs in ([10.0, 20.0], [1.0, 2.0])]
+    groups = [group(np.array([1.0, 1.0]), np.array([1, 2]), np.array(costs)) for costs in ([10.0, 20.0], [1.0, 2.0])]
     assert search(groups, 12.0, steps=120) == [1, 2]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rounding_of_costs_never_exceeds_the_budget(seed: int):
     rng = np.random.default_rng(seed)
-    groups = [Group(rng.random(8), np.arange(1, 9), np.sort(rng.random(8))) for _ in range(6)]
+    groups = [group(rng.random(8), np.arange(1, 9), np.sort(rng.random(8))) for _ in range(6)]
     budget = 2.0
     widths = search(groups, budget)
     assert widths is not None
@@ -64,7 +69,7 @@ def test_rounding_of_costs_never_exceeds_the_budget(seed: int):
 
 @pytest.mark.parametrize("budget", [0.5, 0.0, -1.0, float("nan")])
 def test_a_budget_below_the_cheapest_choice_gives_none(budget: float):
-    assert search([Group(np.ones(2), np.array([1, 2]), np.array([1.0, 2.0]))], budget) is None
+    assert search([group(np.ones(2), np.array([1, 2]), np.array([1.0, 2.0]))], budget) is None
 
 
 def test_nothing_to_choose_is_an_empty_choice():

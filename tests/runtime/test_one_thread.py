@@ -39,7 +39,7 @@ class Session:
 
 def fit(shared: Session, alone: Session, longest: int = 512, threads: int = 2) -> OneThread | None:
     limits = longest, threads
-    return fitted(shared, alone, lambda tokens: blank(tokens, ["input_ids"]), limits, lambda: Session.now)
+    return fitted(shared, alone, lambda tokens: blank(tokens, ["input_ids"]), limits, clock=lambda: Session.now)
 
 
 @pytest.mark.parametrize("even", [9, 26, 100])
@@ -49,6 +49,28 @@ def test_the_break_even_is_found(even: int) -> None:
     assert found is not None
     assert found.most_tokens == pytest.approx(even, abs=1)
     assert found.session.fixed == 0.0
+
+
+class Counted(Session):
+    calls = 0
+
+    def run(self, _outputs: None, feeds: dict[str, Any]) -> None:
+        Counted.calls += 1
+        super().run(_outputs, feeds)
+
+
+def test_many_rows_are_timed_only_where_some_are_to_come() -> None:
+    calls = {}
+    for many in (False, True):
+        Counted.calls = 0
+        sessions = Counted(9.0, 1.0), Counted(0.0, 2.0)
+        found = fitted(
+            *sessions, lambda tokens: blank(tokens, ["input_ids"]), (4, 2), many=many, clock=lambda: Session.now
+        )
+        assert found is not None
+        assert found.most_tokens == 4
+        calls[many] = Counted.calls
+    assert calls[False] < calls[True] // 2
 
 
 def test_where_one_thread_never_pays_there_is_none() -> None:
@@ -108,7 +130,7 @@ def folder(request: pytest.FixtureRequest, reviews: Path, tmp_path_factory: pyte
 
 
 def test_answers_are_the_same_bit_for_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 20))
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 20))
     model = Model.open(folder, threads=3)
     assert model.one_thread is not None
     for tokens in range(2, 64):
@@ -120,7 +142,7 @@ def test_answers_are_the_same_bit_for_bit(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_the_plan_is_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 20, ThreadPoolExecutor(3)))
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 20, ThreadPoolExecutor(3)))
     plan = {"threads": 3, "alone_up_to_tokens": 20, "side_by_side": True}
     assert Model.open(folder, threads=3).thread_plan() == plan
     plan = {"threads": 1, "alone_up_to_tokens": 0, "side_by_side": False}
@@ -129,9 +151,11 @@ def test_the_plan_is_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyP
 
 def both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> tuple[Model, Model]:
     """Open a model with small batches shared among threads, and one with them side by side."""
-    monkeypatch.setattr(models, "fitted", lambda *_: None)
+    monkeypatch.setattr(models, "fitted", lambda *_, **__: None)
     shared = Model.open(folder, threads=threads)
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 0, ThreadPoolExecutor(threads)))
+    monkeypatch.setattr(
+        models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 0, ThreadPoolExecutor(threads))
+    )
     return shared, Model.open(folder, threads=threads)
 
 
@@ -167,7 +191,7 @@ def test_a_large_batch_is_answered_in_small_ones(folder: Path, monkeypatch: pyte
 
 
 def test_a_row_is_answered_by_the_session_that_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 20))
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 20))
     ran = []
 
     def run(session: Any, outputs: Any, feeds: Any) -> Any:
@@ -186,7 +210,7 @@ def test_a_row_is_answered_by_the_session_that_fits(folder: Path, monkeypatch: p
 def test_a_model_on_one_thread_or_of_many_bytes_has_nothing_to_fit(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_: OneThread(alone, 20))
+    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 20))
     assert Model.open(folder, threads=2).one_thread is not None
     assert Model.open(folder, threads=1).one_thread is None
     monkeypatch.setattr(models, "MOST_BYTES", (folder / "model.onnx").stat().st_size - 1)
