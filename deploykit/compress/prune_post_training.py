@@ -1,9 +1,9 @@
 """Prune to a latency without training: minutes, and not one gradient step on a weight (Kwon et al. 2022).
 
-A latency table says what heads and neurons cost where the model will be served; Fisher information says what they are
-worth; a search finds the least loss within the target, layer by layer as uneven as that asks for. What it finds is
-timed, and searched for again where the table had promised too much. A least-squares fit then brings every layer's
-output back to what it was.
+A latency table says what heads and neurons cost where the model will be served; `brain_surgeon` says what is lost
+without them once the others make up for them, or Fisher information what they are worth as they are; a search finds the
+least loss within the target, layer by layer as uneven as that asks for. What it finds is timed, and searched for again
+where the table had promised too much. A least-squares fit then brings every layer's output back to what it was.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,7 +51,8 @@ class PrunePostTraining:
     """What is fitted afterwards by least squares: nothing, a mask for each head and neuron, or the output matrices,
     for which parts are chosen by what the others cannot make up for (`brain_surgeon`)."""
     calibration_rows: int = 1024
-    """Training rows that importance is measured on and outputs are fitted on."""
+    """Training rows that importance is measured on and outputs are fitted on. More are better, and take longer: with
+    3072 in the place of 1024 MiniLM-L6 on sentiment was 0.0230 from the original and not 0.0258 (divergence)."""
     multiple: int = 32
     """Feed-forward widths stay multiples of this, which is what the matrix kernels like."""
     seed: int = 0
