@@ -101,6 +101,7 @@ def run(studies: Sequence[Study], threads: int, num_rows: int) -> dict[str, Any]
 
 def _study(study: Study, threads: int, num_rows: int) -> dict[str, Any]:
     original, data = checkpoint.open_checkpoint(study.checkpoint), open_dataset(study.data)
+    recipes = {role: recipe_of(path) for role, path in study.models.items()}  # first: what is missing costs no timing
     with tempfile.TemporaryDirectory() as folder:
         source, question = prepared(original, data, num_rows, Path(folder))
         systems, failed = opened(PEERS, source, threads, question)
@@ -110,7 +111,6 @@ def _study(study: Study, threads: int, num_rows: int) -> dict[str, Any]:
         found = compare(systems, question, time.perf_counter, {"over_int8": INT8})
         chosen = study.models[CHOSEN]
         share = int8_share(chosen, question, threads, Path(folder))
-    facts = {role: recipe_of(path) for role, path in study.models.items()}
     by_name = {system["name"]: system for system in found["systems"]}
     original_bytes = by_name[BASELINE]["size_bytes"]
     by_name[CHOSEN] |= {f"int8_{key}": share[key] for key in ("share", "kernels")}
@@ -118,12 +118,12 @@ def _study(study: Study, threads: int, num_rows: int) -> dict[str, Any]:
     return {
         "name": study.name,
         **asked_of(original, data, source, question),
-        "recipes": facts,
+        "recipes": recipes,
         **found,
         "failed": failed,
         "int8_rate": share,
         "time": profile(chosen, question, threads, by_name[CHOSEN]["single"]),
-        "aims": aims_of(by_name, facts),
+        "aims": aims_of(by_name, recipes),
     }
 
 
