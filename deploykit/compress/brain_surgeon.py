@@ -2,7 +2,7 @@
 
 Heads and neurons end in an output matrix W. Where the inputs S of it go and least squares fits the others anew, the
 squared error of its output is tr(W_S C^-1 W_S^T), with C the block S of the inverse of the inputs' second moment
-(Hassibi and Stork 1993, section 3, for one weight). The loss does not mind every output alike: weighted by the second
+(Hassibi and Stork 1993, section 2, for one weight). The loss does not mind every output alike: weighted by the second
 moment of its gradient by the outputs, the error is what the loss rises by, with the curvature of Kronecker factors
 (Martens and Grosse 2015, section 3; van der Ouderaa et al. 2024, section 3, prune so). The cheapest part goes, W and
 the inverse become those of what is left, and so on: what two parts do alike is cheap to lose once.
