@@ -2,7 +2,7 @@
 
 fp16 ends at 65504. Some feed-forward networks and the residual sums after them go beyond, and one infinite value makes
 a whole row NaN. Which modules do is measured. bf16 has the range of fp32 and eight bits of mantissa for fp16's eleven:
-it takes the matrices that overflow at fp16's speed and size; norms, which cost little, stay in fp32.
+it takes the matrices that overflow, at the size of fp16; norms, which weigh little, stay in fp32.
 """
 
 import copy
