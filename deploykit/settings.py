@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -47,9 +48,15 @@ def unknown(name: str, known: Iterable[str], where: str, error: type[UsageError]
     return error(where, expected=f"one of {', '.join(sorted(known))}", found=f"unknown key {name!r}", next_step=hint)
 
 
+@functools.cache
+def _reader(hint: Any) -> TypeAdapter[Any]:
+    """Return what reads values of a type; a search makes thousands of stages, and building one takes the longest."""
+    return TypeAdapter(hint)
+
+
 def _typed(hint: Any, value: Any, where: str, error: type[UsageError]) -> Any:
     try:
-        return TypeAdapter(hint).validate_json(canonical_json(value), strict=True)
+        return _reader(hint).validate_json(canonical_json(value), strict=True)
     except (ValidationError, ValueError) as cause:
         problem = cause.errors()[0]["msg"] if isinstance(cause, ValidationError) else str(cause)
         raise error(

@@ -43,6 +43,11 @@ def recipes(space):
     return [stages for _, stages in space.recipes()]
 
 
+def students(space):
+    """Every student that a space may try, whatever comes after it."""
+    return {made for found in space.parts[0].assignments() if (made := space.parts[0].made(found))}
+
+
 def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_path):
     pipeline = loaded(tmp_path)
     space = space_of(FACTS, pipeline.compress, pipeline.search)
@@ -175,8 +180,7 @@ def test_a_recipe_prunes_in_one_way_whoever_chooses():
 
 def test_what_a_student_learns_from_beside_the_rows_stays_in_every_recipe():
     own = (Distil(layers=2, student="other", unlabeled="text.jsonl", epochs=4), Quantize())
-    found = recipes(space_of(FACTS, own, Narrowing()))
-    distilled = {stage for stages in found for stage in stages if isinstance(stage, Distil)}
+    distilled = students(space_of(FACTS, own, Narrowing()))
     assert {(stage.student, stage.unlabeled) for stage in distilled} == {("other", "text.jsonl")}
     assert {stage.average for stage in distilled} == {False, True}
 
@@ -184,7 +188,7 @@ def test_what_a_student_learns_from_beside_the_rows_stays_in_every_recipe():
 def test_written_rows_are_searched_where_the_pipeline_has_someone_who_writes_them():
     own = (Distil(layers=2, generator="writer", generate=100), Quantize())
     space = space_of(FACTS, own, Narrowing())
-    distilled = {stage for stages in recipes(space) for stage in stages if isinstance(stage, Distil)}
+    distilled = students(space)
     assert {(stage.generator, stage.generate) for stage in distilled} == {(None, 0), ("writer", 100)}
     assert not any(stage.average for stage in distilled)
     assert space.assignment_of(own) is not None
@@ -193,8 +197,7 @@ def test_written_rows_are_searched_where_the_pipeline_has_someone_who_writes_the
 def test_the_section_may_name_who_writes_rows_and_average_beside_a_student_that_is_searched(tmp_path):
     more = "generator: writer, generate: [0, 9], student: [null, small], average: true, augment: 0"
     pipeline = loaded(tmp_path, PIPELINE.replace("augment: 0", more))
-    found = recipes(space_of(FACTS, pipeline.compress, pipeline.search))
-    distilled = {stage for stages in found for stage in stages if isinstance(stage, Distil)}
+    distilled = students(space_of(FACTS, pipeline.compress, pipeline.search))
     assert {(stage.generator, stage.generate) for stage in distilled} == {(None, 0), ("writer", 9)}
     assert {(stage.student, stage.average) for stage in distilled} == {(None, False), ("small", True)}
 
