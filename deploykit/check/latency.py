@@ -40,6 +40,8 @@ class Rounds:
     seconds: float
     """No round starts later than this after the first that counts, but for the first `LEAST_ROUNDS`."""
     seed: int = 0
+    untimed: int = 0
+    """Calls of a system right before each that is timed, which finds the processor's caches full of another system."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def interleaved(
         if index >= LEAST_ROUNDS and clock() - first > rounds.seconds:
             break
         for name in generator.permutation(names).tolist():
+            for _ in range(rounds.untimed):
+                calls[name](index)
             started = clock()
             calls[name](index)
             samples[name].append((clock() - started) * 1e3)

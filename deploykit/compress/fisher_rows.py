@@ -22,6 +22,7 @@ from deploykit.runtime.batching import length_sorted_batches
 from deploykit.runtime.tokenizer import Encoding
 from deploykit.tasks import task_named
 from deploykit.tasks.task import IGNORED, Targets
+from deploykit.train import progress
 from deploykit.train.batch import LABELS, Batch, collate, examples_of
 from deploykit.train.labelled import Labelled, read_labelled
 
@@ -47,9 +48,10 @@ def calibration_rows(checkpoint: Checkpoint, source: Artifact, size: int, labels
 
 
 def batches(checkpoint: Checkpoint, rows: Labelled, batch_size: int = 32) -> Iterator[Batch]:
-    """Yield padded batches of rows of similar length, the longest first."""
+    """Yield padded batches of rows of similar length, the longest first; on stderr, how many are done with."""
     examples = examples_of(rows.encodings, rows.targets, input_names(checkpoint.model))
-    for indices in length_sorted_batches([len(encoding.ids) for encoding in rows.encodings], batch_size):
+    sorted_by_length = length_sorted_batches([len(encoding.ids) for encoding in rows.encodings], batch_size)
+    for indices in progress.through(sorted_by_length, len(sorted_by_length), "calibration: batch"):
         yield collate([examples[index] for index in indices], checkpoint.spec.pad_id)
 
 

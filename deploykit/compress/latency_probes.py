@@ -32,10 +32,11 @@ from deploykit.runtime.model import Model
 from deploykit.runtime.model_info import Precision
 from deploykit.runtime.session import run_session
 from deploykit.runtime.tokenizer import Encoding
+from deploykit.train import progress
 
-_FORMAT = 1
+_FORMAT = 2
 _QUANTILES = 5
-_ROUNDS = Rounds(count=200, warm_up=_QUANTILES, seconds=20.0)
+_ROUNDS = Rounds(count=200, warm_up=_QUANTILES, seconds=20.0, untimed=1)
 _ATTEMPTS = 2
 """Something else may have run on the machine: a table that fails its check is measured once more."""
 
@@ -96,7 +97,8 @@ def latencies(
         per structure the mean over the lengths of the median at that length, in milliseconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        models = {each: _exported(checkpoint, each, under, Path(folder) / str(i)) for i, each in enumerate(structures)}
+        asked = progress.through(structures, len(structures), "latency: structure")
+        models = {each: _exported(checkpoint, each, under, Path(folder) / str(i)) for i, each in enumerate(asked)}
         return timed({each: _call(model, under.lengths) for each, model in models.items()}, len(under.lengths), rounds)
 
 

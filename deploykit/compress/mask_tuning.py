@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.compress.first_token import reads_first_token
+from deploykit.train import progress
 
 Method = Literal["masks", "weights"]
 Inputs = Mapping[str, Tensor]
@@ -136,7 +137,8 @@ def tune(model: PreTrainedModel, original: PreTrainedModel, batches: Sequence[In
     """
     ours, theirs = _Line(model, batches), _Line(original, batches)
     fits = []
-    for index, layer in enumerate(families.layer_list(model)):
+    layers = families.layer_list(model)
+    for index, layer in enumerate(progress.through(layers, len(layers), "fit: layer")):
         wanted = theirs.seen(index, [norm for _, norm in _PARTS])
         for part, norm in _PARTS:
             seen = ours.seen(index, [part, norm])

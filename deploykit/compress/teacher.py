@@ -32,6 +32,7 @@ from deploykit.compress import observe
 from deploykit.runtime.batching import length_sorted_batches
 from deploykit.runtime.tasks import decoder_of
 from deploykit.runtime.tokenizer import Encoding
+from deploykit.train import progress
 from deploykit.train.loop import precision
 
 _BATCH_SIZE = 32
@@ -133,7 +134,7 @@ def _forward(
     """Yield a batch's logits, row by row, and its states without padding, rows one after the other."""
     unpad = decoder_of(teacher.spec.task).unpad
     with on_accelerator(teacher.model) as model, autocast(model):
-        for indices in batches:
+        for indices in progress.through(batches, len(batches), "teacher: batch"):
             batch = [encodings[index] for index in indices]
             inputs = collate(batch, teacher.spec.pad_id, input_names(model))
             inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}

@@ -2,12 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+T = TypeVar("T")
 Advance = Callable[[int, str], None]
 """Called after each step with the number of steps done and what is to be said beside it: that step's loss."""
 
@@ -23,6 +25,14 @@ def shown(total: int, done: int, *, work: str = "training: step") -> Iterator[Ad
             yield lambda step, beside: bar.update(task, completed=step, beside=beside)
     else:
         yield _Lines(total, done, work)
+
+
+def through(items: Iterable[T], total: int, work: str) -> Iterator[T]:
+    """Yield `total` items and show how many are done with, where that takes long; nothing where it does not."""
+    with shown(total, 0, work=work) as advance:
+        for done, item in enumerate(items, 1):
+            yield item
+            advance(done, "")
 
 
 def unseen(_step: int, _beside: str) -> None:
@@ -44,7 +54,7 @@ def _bar() -> Progress:
 
 
 class _Lines:
-    """Prints a line when the last one is long ago, and at the end."""
+    """Prints a line when the last one is long ago; what has something to say beside it prints its end too."""
 
     def __init__(self, total: int, done: int, work: str) -> None:
         self._total, self._first, self._work = total, done, work
@@ -52,8 +62,9 @@ class _Lines:
 
     def __call__(self, step: int, beside: str) -> None:
         now = time.monotonic()
-        if step < self._total and now - self._latest < _SECONDS_BETWEEN_LINES:
+        if now - self._latest < _SECONDS_BETWEEN_LINES and not (beside and step == self._total):
             return
         self._latest = now
         left = (now - self._started) / max(step - self._first, 1) * (self._total - step)
-        print(f"{self._work} {step}/{self._total}, {beside}, {left:.0f} s left", file=sys.stderr, flush=True)
+        told = ", ".join(filter(None, [f"{self._work} {step}/{self._total}", beside, f"{left:.0f} s left"]))
+        print(told, file=sys.stderr, flush=True)

@@ -69,6 +69,22 @@ def test_warm_up_is_called_but_not_counted():
     assert samples["head"].max() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("untimed", "found"), [(0, 3.0), (1, 2.0)])
+def test_what_another_systems_call_costs_a_system_is_seen_or_left_out(untimed, found):
+    clock = FakeClock()
+    latest = [""]
+
+    def system(name):
+        def call(_index):
+            clock.now_s += 0.002 if latest[0] == name else 0.003
+            latest[0] = name
+
+        return call
+
+    samples = interleaved({name: system(name) for name in "abcd"}, Rounds(30, 0, 1e9, untimed=untimed), clock=clock)
+    assert all(np.median(each) == pytest.approx(found) for each in samples.values())
+
+
 def test_every_round_calls_every_system_once_with_the_same_work_in_changing_order():
     seen = []
     systems = {name: lambda index, name=name: seen.append((index, name)) for name in "ab"}

@@ -52,3 +52,10 @@ def test_on_a_terminal_there_is_a_bar_with_loss_and_time_left(monkeypatch, capsy
     assert "loss 0.2500" in terminal.getvalue()
     assert "2/3" in terminal.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def test_long_work_without_a_number_of_its_own_is_told_and_short_work_is_not(capsys, monkeypatch):
+    clock = iter([0.0, 10.0, 20.0, 29.0])
+    monkeypatch.setattr("deploykit.train.progress.time.monotonic", lambda: next(clock))
+    assert list(progress.through("abc", 3, "fit: layer")) == ["a", "b", "c"]
+    assert capsys.readouterr().err == "fit: layer 2/3, 10 s left\n"
