@@ -56,16 +56,12 @@ def test_the_line_ends_with_a_bento_and_a_report_and_a_second_run_changes_nothin
     assert printed["digest"] == first["bento"]
     assert {"accuracy", "p50_ms", "throughput_per_s", "size_bytes"} <= {metric["name"] for metric in printed["metrics"]}
     assert {file.name for file in (out / "report").iterdir()} >= {"report.html", "report.md", "report.json"}
-    assert cli.main(["run", str(pipeline), "--out", str(out)]) in (0, 6)
+    line = run_pipeline(load_pipeline(pipeline), out, say=lambda _: None)
     assert digests(out, STEPS) == first
     assert not list(out.rglob("*.partial"))
-
-
-def test_the_lineage_reaches_from_the_bento_to_the_base(pipeline, tmp_path):
-    line = run_pipeline(load_pipeline(pipeline), tmp_path / "out", say=lambda _: None)
     assert line.bento is not None
-    stages = [node.stage for node in line.bento.node.ancestors()]
-    assert {"package", "export", "quantize", "prune", "distil", "finetune", "import", "validate"} <= set(stages)
+    lineage = {node.stage for node in line.bento.node.ancestors()}
+    assert lineage >= {"package", "export", "quantize", "prune", "distil", "finetune", "import", "validate"}
 
 
 def test_nothing_is_packaged_after_a_failed_gate(pipeline, tmp_path, capsys):

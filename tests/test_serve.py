@@ -107,7 +107,16 @@ def test_a_provider_that_cannot_run_here_is_told_with_its_own_exit_code(
         pass
 
 
+@pytest.fixture
+def _interruptible():
+    """Processes started here can be interrupted, also where the tests run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("_interruptible")
 def test_the_command_prints_the_url_and_ends_with_the_signal(bento: Artifact, number: signal.Signals):
     command = [sys.executable, "-m", "deploykit", "serve", str(bento.path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -115,7 +124,10 @@ def test_the_command_prints_the_url_and_ends_with_the_signal(bento: Artifact, nu
         url = process.stdout.readline().strip()
         status, _ = _post(url, {"rows": [{"text": "a good film"}]})
         process.send_signal(number)
-        rest, _ = process.communicate(timeout=60)
+        try:
+            rest, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (status, process.returncode, rest) == (200, 128 + number, "")
     with pytest.raises(OSError, match=r".*"):
         _post(url, {"rows": [{"text": "a good film"}]})
