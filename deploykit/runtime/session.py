@@ -6,6 +6,7 @@ what the session got, or the session is refused.
 
 import contextlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ EXECUTION_PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
+_SOURCE_LINE = re.compile(r"^\S+\.cc:\d+ [^)]*\) ")
+"""Where in its sources ONNX Runtime raised an error, and in which function: `/a/b.cc:7 void f(int) What is wrong`."""
 _SLOWER_ON_CPU = "SkipLayerNormFusion"
 """On the CPU, SkipLayerNormalization is slower than the Add and LayerNormalization that it replaces: 0.86 to 0.96 times
 as fast a model (onnxruntime 1.31, AVX2; benchmarks/results/export-variants.json), with AMX 0.77 to 0.89 times
@@ -165,6 +168,6 @@ def _missing(provider: str, found: str) -> EnvironmentMissing:
     return EnvironmentMissing(
         f"provider {provider}",
         expected=f"{EXECUTION_PROVIDERS[provider]} to start",
-        found=found.partition("\n")[0],
+        found=_SOURCE_LINE.sub("", found.partition("\n")[0]),
         next_step="install its driver and libraries, or run on another machine",
     )

@@ -52,8 +52,9 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error(
 
 
 def test_a_provider_that_refuses_to_start_is_an_error(monkeypatch: pytest.MonkeyPatch, every_provider: None) -> None:
-    monkeypatch.setattr(ort, "InferenceSession", refusing(RuntimeError("Please install TensorRT\nand more")))
-    with pytest.raises(EnvironmentMissing, match="Please install TensorRT;"):
+    said = "/src/state.cc:729 void ort::start(const Options&) Please install TensorRT\nand more"
+    monkeypatch.setattr(ort, "InferenceSession", refusing(RuntimeError(said)))
+    with pytest.raises(EnvironmentMissing, match="found Please install TensorRT;"):
         open_session(Path("model.onnx"), provider="tensorrt", options={})
 
 
