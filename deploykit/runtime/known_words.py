@@ -54,7 +54,7 @@ class KnownWords:
         self._is_lower = bool(backend.normalizer.lowercase)
         self._around = around
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
-        self._added = tuple(added | {content.lower() for content in added})
+        self._added = re.compile("|".join(map(re.escape, added | {content.lower() for content in added})) or "(?!)")
         self._pieces = {
             word: Pieces((token,), ((0, len(word)),))
             for word, token in backend.get_vocab(with_added_tokens=False).items()
@@ -117,7 +117,7 @@ class KnownWords:
             if not text.isprintable():
                 return None
         plain = text.lower() if self._is_lower else text
-        return None if any(token in text or token in plain for token in self._added) else plain
+        return None if self._added.search(text) or self._added.search(plain) else plain
 
     def _learn(self, word: str) -> Pieces:
         found = self._model.tokenize(word)

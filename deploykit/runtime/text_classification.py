@@ -3,14 +3,14 @@
 N rows   C labels
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deploykit.errors import DataError
-from deploykit.runtime.probabilities import best_of_row
+from deploykit.runtime.probabilities import best_of_row, best_of_rows
 from deploykit.runtime.tokenizer import Encoding, Tokenizer
 
 FIELDS = ("text", "text_pair")
@@ -74,7 +74,8 @@ def decode(
     Raises:
         DeploykitError: a logit is not finite.
     """
-    return [_prediction(row, encoding, labels) for row, encoding in zip(logits, encodings, strict=True)]
+    found = _best_of_many(logits) if len(logits) > 1 else map(best_of_row, logits)
+    return [_prediction(best, encoding, labels) for best, encoding in zip(found, encodings, strict=True)]
 
 
 def confidence(logits: NDArray[np.float32], _encoding: Encoding) -> float:
@@ -86,7 +87,12 @@ def confidence(logits: NDArray[np.float32], _encoding: Encoding) -> float:
     return best_of_row(logits)[1]
 
 
-def _prediction(logits: NDArray[np.float32], encoding: Encoding, labels: Sequence[str]) -> dict[str, Any]:
-    index, score = best_of_row(logits)
+def _best_of_many(logits: Sequence[NDArray[np.float32]]) -> Iterable[tuple[int, float]]:
+    indices, scores = best_of_rows(np.stack(logits))
+    return zip(indices.tolist(), scores.tolist(), strict=True)
+
+
+def _prediction(best: tuple[int, float], encoding: Encoding, labels: Sequence[str]) -> dict[str, Any]:
+    index, score = best
     prediction: dict[str, Any] = {"label": labels[index], "score": score}
     return prediction | {"truncated": True} if encoding.truncated else prediction

@@ -6,14 +6,14 @@ L tokens of a row, special ones included; W words of a row.
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar, overload
 
 import tokenizers
 
 from deploykit.errors import CheckpointError, DataError
-from deploykit.runtime.known_words import KnownWords, Span
+from deploykit.runtime.known_words import KnownWords, Places, Span
 
 TOKENIZER = "tokenizer.json"
 
@@ -68,6 +68,19 @@ class Unread(Sequence[T], Generic[T]):
     def __hash__(self) -> int:
         """Refuse, as lists do."""
         raise TypeError("unhashable")
+
+
+@dataclass(frozen=True)
+class _KnownRow:
+    """A text whose words speak for themselves."""
+
+    known: KnownWords
+    text: str
+
+    @cached_property
+    def places(self) -> Places:
+        """Where its tokens stand."""
+        return self.known.places(self.text)
 
 
 class Tokenizer:
@@ -126,13 +139,13 @@ class Tokenizer:
         ids = known.ids(text)
         if ids is None or len(ids) > self.max_length:
             return None
-        places = cache(lambda: known.places(text))
+        row = _KnownRow(known, text)
         return Encoding(
             ids,
             [0] * len(ids),
-            Unread(lambda: places().offsets),
-            Unread(lambda: places().words),
-            Unread(lambda: [word is None for word in places().words]),
+            Unread(lambda: row.places.offsets),
+            Unread(lambda: row.places.words),
+            Unread(lambda: [word is None for word in row.places.words]),
             truncated=False,
         )
 

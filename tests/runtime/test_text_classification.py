@@ -51,6 +51,16 @@ def test_a_prediction_is_the_most_probable_label_ready_for_json(wordpiece: Token
     assert second == {"label": "negative", "score": 0.5, "truncated": True}
 
 
+def test_many_rows_are_answered_as_each_alone_is(wordpiece: Tokenizer) -> None:
+    rows = [{"text": "the film"}, {"text": "a story"}, {"text": "film " * 40}]
+    encodings = task.encode(wordpiece, rows)
+    logits = list(np.random.default_rng(0).normal(0, 2, (3, 2)).astype(np.float32))
+    alone = [task.decode([logits[i]], [encodings[i]], [rows[i]], LABELS)[0] for i in range(3)]
+    together = task.decode(logits, encodings, rows, LABELS)
+    assert [{**row, "score": pytest.approx(row["score"], rel=1e-12)} for row in alone] == together
+    assert task.decode([], [], [], LABELS) == []
+
+
 def test_half_precision_answers_become_float32(wordpiece: Tokenizer) -> None:
     (row,) = task.unpad(np.zeros((1, 2), np.float16), wordpiece.encode(["a"]))
     assert row.dtype == np.float32
