@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, readme, systems, table
-from benchmarks.interleave import Schedule, interleave, total, total_ratio, warm_up
+from benchmarks.interleave import UNTIMED, Schedule, interleave, total, total_ratio, warm_up
 from benchmarks.peers import Question, compare, opened
 from benchmarks.systems import BASELINE, Peer, Source, System, open_model, open_peer
 from deploykit.artifact import finite, read_json
@@ -157,8 +157,29 @@ def test_the_order_of_turns_changes(clock):
     order: list[str] = []
     asked = [noting(fake_system(name, clock, ms_per_token=1), order) for name in "abcd"]
     interleave(asked, Schedule(ROWS, [[index] for index in range(12)], turn=1), clock)
-    firsts = {order[start] for start in range(0, len(order), 8)}  # each turn: one untimed and one timed batch
+    firsts = {order[start] for start in range(0, len(order), 4 * (UNTIMED + 1))}  # and one timed batch in each turn
     assert len(firsts) > 1
+
+
+def test_a_system_that_is_slow_after_others_is_timed_at_its_own_speed_on_rows_that_it_did_not_just_answer(clock):
+    rows = [{"text": "x" * length} for length in range(1, 13)]
+    of_a_turn = 2
+
+    def slow_at_first(system: System) -> System:
+        answered: list[int] = []
+
+        def run(encodings):
+            turn = answered[len(answered) // (UNTIMED + of_a_turn) * (UNTIMED + of_a_turn) :]
+            assert len(encodings[0].ids) not in turn
+            clock.now += 1.0 if len(turn) < UNTIMED else 0.0
+            answered.append(len(encodings[0].ids))
+            return system.run(encodings)
+
+        return dataclasses.replace(system, run=run)
+
+    asked = [slow_at_first(fake_system(name, clock, ms_per_token=1)) for name in "ab"]
+    samples = interleave(asked, Schedule(rows, [[index] for index in range(12)], of_a_turn), clock)
+    assert samples["a"].model_s == pytest.approx(np.arange(1, 13) * 1e-3)
 
 
 def test_every_padded_shape_is_warmed_up_once(clock):
