@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.compress.fisher import RowLoss, frozen
+from deploykit.compress.gram import add_gram, whole
 from deploykit.compress.mask_search import Removals
 from deploykit.compress.slicing import Kept
 from deploykit.compress.teacher import autocast
@@ -145,8 +146,9 @@ def _cheapest(inverse: Tensor, weight: Tensor, group: int, count: int) -> NDArra
         going.append(part)
         gone = slice(part * group, (part + 1) * group)
         made_up = left[:, gone] @ torch.linalg.inv(left[gone, gone])
-        gram = gram - made_up @ gram[gone] - gram[:, gone] @ made_up.T + made_up @ gram[gone, gone] @ made_up.T
-        left = left - made_up @ left[gone]
+        shared = gram[:, gone] - 0.5 * made_up @ gram[gone, gone]
+        gram.addmm_(made_up, shared.T, alpha=-1).addmm_(shared, made_up.T, alpha=-1)
+        left.addmm_(made_up, left[gone].clone(), alpha=-1)
         left[gone, gone] = torch.eye(group, dtype=left.dtype)
     return np.asarray(candidates[going].numpy())
 
@@ -185,11 +187,11 @@ def curvatures(model: PreTrainedModel, batches: Iterable[Any], loss: RowLoss) ->
             for total, (given, _), gradient in zip(totals, seen, gradients, strict=True):
                 x_TK, g_TH = (tensor.cpu()[mask_NL].float() for tensor in (given, gradient))
                 x_TK = torch.cat([x_TK, x_TK.new_ones(len(x_TK), 1)], dim=1)
-                total[0] += x_TK.T @ x_TK
-                total[1] += g_TH.T @ g_TH
+                add_gram(total[0], x_TK)
+                add_gram(total[1], g_TH)
             num_rows, num_tokens = num_rows + len(mask_NL), num_tokens + int(mask_NL.sum())
             seen.clear()
-    found = [Curvature(inputs / num_tokens, outputs / num_rows) for inputs, outputs in totals]
+    found = [Curvature(whole(inputs) / num_tokens, whole(outputs) / num_rows) for inputs, outputs in totals]
     return list(zip(found[0::2], found[1::2], strict=True))
 
 

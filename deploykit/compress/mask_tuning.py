@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.compress.first_token import reads_first_token
+from deploykit.compress.gram import add_gram, whole
 from deploykit.train import progress
 
 Method = Literal["masks", "weights"]
@@ -183,24 +184,20 @@ def _sums(
     bias: bool,
 ) -> tuple[Sums, Sums]:
     """Sum over the tokens that count, of the batches to fit on and of those held out; with `bias`, one input is one."""
-    totals: list[Sums | None] = [None, None]
+    shape = inputs[0].shape[-1] + int(bias), found[0].shape[-1]
+    gram_KK, cross_KH = (torch.zeros(2, shape[0], size, dtype=torch.float64) for size in shape)
+    squares = torch.zeros(2, 2, dtype=torch.float64)
     for index, (mask_NL, x_NLK, ours_NLH, theirs_NLH) in enumerate(zip(counted, inputs, found, wanted, strict=True)):
         x_TK, target_TH = x_NLK[mask_NL], theirs_NLH[mask_NL]
         if bias:
             x_TK = torch.cat([x_TK, x_TK.new_ones(len(x_TK), 1)], dim=1)
-        sums = _sums_of(x_TK, target_TH - ours_NLH[mask_NL], target_TH)
+        lacking_TH = target_TH - ours_NLH[mask_NL]
         held_out = int(index % _HELD_OUT == 1)
-        total = totals[held_out]
-        totals[held_out] = sums if total is None else total.plus(sums)
-    fitting, judging = totals
-    assert fitting is not None, "no batch"
-    assert judging is not None, "one batch"
+        add_gram(gram_KK[held_out], x_TK)
+        cross_KH[held_out] += x_TK.T @ lacking_TH
+        squares[held_out] += torch.stack([each.double().square().sum() for each in (lacking_TH, target_TH)])
+    fitting, judging = (Sums(whole(gram_KK[i]), cross_KH[i], *squares[i].tolist()) for i in range(2))
     return fitting, judging
-
-
-def _sums_of(x_TK: Tensor, lacking_TH: Tensor, target_TH: Tensor) -> Sums:
-    squares = (float(each.double().square().sum()) for each in (lacking_TH, target_TH))
-    return Sums((x_TK.T @ x_TK).double(), (x_TK.T @ lacking_TH).double(), *squares)
 
 
 class _Line:
