@@ -46,8 +46,9 @@ def single_in_turns(
 ) -> dict[str, Milliseconds]:
     """Time systems in turn on `turn` rows, one row a call: milliseconds a row (N) each.
 
-    Where a slow system takes part, a call right after its own finds the processor's caches full of it, which nobody
-    who serves one model meets; within a turn only the first call does.
+    Where a slow system takes part, a small one's calls right after its own find the processor's caches full of it,
+    which nobody who serves one model meets: the first five take 1.6 times as long as later ones (three narrow layers,
+    AMX). So `rounds` should have an untimed turn.
     """
     calls = {name: turn_of(predict, rows, turn) for name, predict in systems.items()}
     return {name: samples_N / turn for name, samples_N in latency.interleaved(calls, rounds).items()}

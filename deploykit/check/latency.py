@@ -41,7 +41,8 @@ class Rounds:
     """No round starts later than this after the first that counts, but for the first `LEAST_ROUNDS`."""
     seed: int = 0
     untimed: int = 0
-    """Calls of a system right before each that is timed, which finds the processor's caches full of another system."""
+    """Calls of a system right before each that is timed, or it would find the processor's caches full of another
+    system; with the numbers of the rounds before, so that nothing is timed that was just answered."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def interleaved(
 ) -> dict[str, Milliseconds]:
     """Time systems in turn, in a closed loop: a call starts when the last one has ended.
 
-    `calls` are named; each gets the number of the round, warm-up rounds from 0 too.
+    `calls` are named; each gets the number of the round, warm-up rounds from 0 too; untimed calls below 0 at first.
 
     Returns:
         per system (N): sample i of every system comes from the same round.
@@ -76,8 +77,8 @@ def interleaved(
         if index >= LEAST_ROUNDS and clock() - first > rounds.seconds:
             break
         for name in generator.permutation(names).tolist():
-            for _ in range(rounds.untimed):
-                calls[name](index)
+            for before in range(index - rounds.untimed, index):
+                calls[name](before)
             started = clock()
             calls[name](index)
             samples[name].append((clock() - started) * 1e3)

@@ -85,6 +85,12 @@ def test_what_another_systems_call_costs_a_system_is_seen_or_left_out(untimed, f
     assert all(np.median(each) == pytest.approx(found) for each in samples.values())
 
 
+def test_untimed_calls_are_those_of_the_rounds_before():
+    asked: list[int] = []
+    interleaved({"head": asked.append}, Rounds(3, 1, 1e9, untimed=2), clock=FakeClock())
+    assert asked == [0, -2, -1, 0, -1, 0, 1, 0, 1, 2]
+
+
 def test_every_round_calls_every_system_once_with_the_same_work_in_changing_order():
     seen = []
     systems = {name: lambda index, name=name: seen.append((index, name)) for name in "ab"}
