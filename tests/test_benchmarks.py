@@ -157,7 +157,7 @@ def test_the_order_of_turns_changes(clock):
     order: list[str] = []
     asked = [noting(fake_system(name, clock, ms_per_token=1), order) for name in "abcd"]
     interleave(asked, Schedule(ROWS, [[index] for index in range(12)], turn=1), clock)
-    firsts = {order[start] for start in range(0, len(order), 4 * (UNTIMED + 1))}  # and one timed batch in each turn
+    firsts = {order[start] for start in range(0, len(order), 4 * (UNTIMED + 1))}  # a turn: untimed rows, one batch
     assert len(firsts) > 1
 
 

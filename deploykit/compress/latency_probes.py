@@ -34,7 +34,7 @@ from deploykit.runtime.session import run_session
 from deploykit.runtime.tokenizer import Encoding
 from deploykit.train import progress
 
-_FORMAT = 2
+_FORMAT = 3
 _QUANTILES = 5
 _ROUNDS = Rounds(count=200, warm_up=_QUANTILES, seconds=20.0, untimed=1)
 _ATTEMPTS = 2

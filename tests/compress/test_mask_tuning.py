@@ -18,7 +18,7 @@ HEADS, NEURONS = np.arange(4), np.arange(64)
 
 @pytest.fixture(autouse=True)
 def _in_fp32(monkeypatch):
-    """What is exact is exact in fp32; hardware that multiplies bf16 faster would not be asked for it."""
+    """Run layers in fp32 on every machine: in bf16 nothing is exact."""
     monkeypatch.setattr(teacher, "precision", lambda: "no")
 
 
