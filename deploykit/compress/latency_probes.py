@@ -9,8 +9,9 @@ import copy
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,8 @@ def latency_table(checkpoint: Checkpoint, under: Conditions, multiple: int) -> L
     with FileLock(file.with_suffix(".lock")):
         if file.is_file():
             return TypeAdapter(LatencyTable).validate_json(file.read_bytes())
-        for _ in range(_ATTEMPTS):
-            table = fitted(latencies(checkpoint, plan(full, multiple), under), first_token=first_token)
+        for found in islice(measurements(checkpoint, plan(full, multiple), under), _ATTEMPTS):
+            table = fitted(found, first_token=first_token)
             if table.error <= TOLERANCE:
                 artifact.write_json(file.with_suffix(".partial"), asdict(table))
                 file.with_suffix(".partial").replace(file)
@@ -88,18 +89,22 @@ def _key(checkpoint: Checkpoint, under: Conditions, multiple: int) -> str:
     return artifact.digest_of([_FORMAT, deploykit.__version__, environment.key(), model, asdict(under), multiple])
 
 
-def latencies(
+def measurements(
     checkpoint: Checkpoint, structures: Sequence[Structure], under: Conditions, rounds: Rounds = _ROUNDS
-) -> dict[Structure, float]:
-    """Measure structures of a model, interleaved; what the weights are does not matter, and the first parts stay.
+) -> Iterator[dict[Structure, float]]:
+    """Measure structures of a model, interleaved, as often as asked; they are exported once.
 
-    Returns:
+    What the weights are does not matter, and the first parts stay.
+
+    Yields:
         per structure the mean over the lengths of the median at that length, in milliseconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         asked = progress.through(structures, len(structures), "latency: structure")
         models = {each: _exported(checkpoint, each, under, Path(folder) / str(i)) for i, each in enumerate(asked)}
-        return timed({each: _call(model, under.lengths) for each, model in models.items()}, len(under.lengths), rounds)
+    calls = {each: _call(model, under.lengths) for each, model in models.items()}
+    while True:
+        yield timed(calls, len(under.lengths), rounds)
 
 
 def timed(

@@ -135,11 +135,12 @@ def test_a_timing_far_from_the_table_is_taken_twice_more_and_the_median_counts(
     made = sliced(before, parts_within(1.0, costs(EVEN), random_removals()))
     now, left = families.structure_of(made.model), list(slowed)
 
-    def latencies(_model, structures, _under):
-        by = left.pop(0)
-        return {each: EVEN.predict(each) * (by if each == now else 1.0) for each in structures}
+    def measurements(_model, structures, _under):
+        while True:
+            by = left.pop(0)
+            yield {each: EVEN.predict(each) * (by if each == now else 1.0) for each in structures}
 
-    monkeypatch.setattr(latency_probes, "latencies", latencies)
+    monkeypatch.setattr(latency_probes, "measurements", measurements)
     told = measured(before, made, Conditions("int8", 1, (8,)), EVEN)
     assert told["after_ms"] == pytest.approx(EVEN.predict(now) * found)
     assert told["speedup"] == pytest.approx(told["predicted_speedup"] / found)

@@ -8,7 +8,7 @@ from deploykit import families
 from deploykit.check.latency import Rounds
 from deploykit.compress import latency_probes
 from deploykit.compress.first_token import reads_first_token
-from deploykit.compress.latency_probes import Conditions, conditions, latencies, latency_table, timed
+from deploykit.compress.latency_probes import Conditions, conditions, latency_table, measurements, timed
 from deploykit.compress.latency_table import Curve, LatencyTable, LayerCost
 from deploykit.export.write import write_model
 from deploykit.families import Structure
@@ -36,9 +36,10 @@ class FakeMachine:
     def __init__(self, table: LatencyTable) -> None:
         self.table, self.asked = table, 0
 
-    def latencies(self, _checkpoint, structures, _under):
-        self.asked += 1
-        return {structure: self.table.predict(structure) for structure in structures}
+    def measurements(self, _checkpoint, structures, _under):
+        while True:
+            self.asked += 1
+            yield {structure: self.table.predict(structure) for structure in structures}
 
 
 class Clock:
@@ -79,8 +80,10 @@ def test_probes_are_the_structures_asked_for_in_the_runtime(loaded, precision, m
 
     monkeypatch.setattr(latency_probes, "write_model", spy)
     asked = [Structure((4, 4), (64, 64)), Structure((1, 3), (8, 32)), Structure((2,), (16,))]
-    found = latencies(loaded, asked, replace(UNDER, precision=precision), Rounds(6, 1, 1.0))
-    assert [each for each, _, _ in seen] == asked == list(found)
+    measured = measurements(loaded, asked, replace(UNDER, precision=precision), Rounds(6, 1, 1.0))
+    found, again = next(measured), next(measured)
+    assert [each for each, _, _ in seen] == asked == list(found) == list(again)  # exported once, timed twice
+    assert found != again
     assert {(first, used) for _, first, used in seen} == {(True, precision)}
     assert all(value > 0 for value in found.values())
     assert families.structure_of(loaded.model) == asked[0]
@@ -88,7 +91,7 @@ def test_probes_are_the_structures_asked_for_in_the_runtime(loaded, precision, m
 
 def test_a_table_is_measured_once_per_conditions(loaded, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     machine = FakeMachine(TRUE)
-    monkeypatch.setattr(latency_probes, "latencies", machine.latencies)
+    monkeypatch.setattr(latency_probes, "measurements", machine.measurements)
     first, again = (latency_table(loaded, UNDER, 8) for _ in range(2))
     assert first == again
     assert first.predict(Structure((3, 2), (24, 40))) == pytest.approx(TRUE.predict(Structure((3, 2), (24, 40))))
@@ -105,11 +108,11 @@ def test_a_table_that_fails_its_check_is_measured_again_and_not_kept(loaded, own
     machine = FakeMachine(TRUE)
 
     def disturbed(*asked):
-        found = machine.latencies(*asked)
-        last = list(found)[-1]
-        return {**found, last: 2 * found[last]}
+        for found in machine.measurements(*asked):
+            last = list(found)[-1]
+            yield {**found, last: 2 * found[last]}
 
-    monkeypatch.setattr(latency_probes, "latencies", disturbed)
+    monkeypatch.setattr(latency_probes, "measurements", disturbed)
     assert latency_table(loaded, UNDER, 8).error > 0.4
     assert machine.asked == 2
     assert not list(own_cache.rglob("*.json"))

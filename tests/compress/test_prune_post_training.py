@@ -1,3 +1,4 @@
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ EVEN = LatencyTable(0.2, COST, COST)
 def _fake_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
 
-    def latencies(model, structures, _under):
+    def measurements(model, structures, _under):
         table = TRUE if reads_first_token(model.model) else EVEN
-        return {each: table.predict(each) for each in structures}
+        return repeat({each: table.predict(each) for each in structures})
 
-    monkeypatch.setattr(latency_probes, "latencies", latencies)
+    monkeypatch.setattr(latency_probes, "measurements", measurements)
 
 
 def pruned(model: Path, data: Path, out: Path, **settings: Any):

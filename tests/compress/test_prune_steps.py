@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +180,8 @@ def fake_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
         latency_probes,
-        "latencies",
-        lambda _model, structures, _under: {each: TABLE.predict(each) for each in structures},
+        "measurements",
+        lambda _model, structures, _under: repeat({each: TABLE.predict(each) for each in structures}),
     )
 
 
