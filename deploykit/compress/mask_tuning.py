@@ -4,7 +4,7 @@ From the first layer to the last, attention before feed-forward, each pruned out
 unpruned model has at the same place, on what the tuned layers below now give. `masks` scales every head or neuron that
 stayed (Kwon et al. 2022, section 4.3) and folds the scale into its columns; `weights` fits the whole matrix and its
 bias, which costs the same sums and one more solution. Layers run in bf16 where that is faster (DistilBERT pruned to
-half: fitted in 0.7 of the time, and as near to the original, divergence 0.0339); sums and solutions never do.
+0.55: fitted in 0.7 of the time, and as near to the original, divergence 0.0339); sums and solutions never do.
 
     N rows   L padded length   T tokens that count   H hidden size   K inputs of an output matrix (heads * head size,
     or neurons), one more where the bias is among them   G groups of inputs with one mask each (heads, or neurons)

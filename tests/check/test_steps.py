@@ -7,7 +7,7 @@ import pytest
 
 from deploykit import artifact, cli, commands, evidence
 from deploykit.check.memory import peak_bytes
-from deploykit.check.steps import PYTORCH, Steps, chain_of, checkpoint_bytes, rows_of, slower
+from deploykit.check.steps import PYTORCH, TURN, Steps, chain_of, checkpoint_bytes, rows_of, slower
 from deploykit.compress.compress import Prune, Quantize
 from deploykit.errors import ArtifactError, DeploykitError
 from deploykit.runtime.model_info import GRAPH
@@ -56,6 +56,20 @@ def test_an_export_inside_the_originals_folder_is_none_of_its_bytes(tmp_path):
 def test_every_raw_sample_is_kept(measured):
     kept = [np.load(measured.path / f"{name}.{index}.npy") for name in ("single", "offline") for index in range(4)]
     assert [len(samples) for samples in kept] == [100] * 4 + [10] * 4
+
+
+def test_a_row_is_timed_after_a_turn_that_is_not():
+    answered: list[str] = []
+
+    def predict(rows):
+        answered.extend(row["text"] for row in rows if len(rows) == 1)
+
+    samples = Steps(calls=30, rows=2, passes=1)._samples({"0": predict}, [{"text": str(n)} for n in range(100)])
+    turns = [list(map(int, answered[start : start + TURN])) for start in range(0, len(answered), TURN)]
+    timed = turns[2::2]  # a turn warms up, and then every other one is not timed
+    assert [turn[0] for turn in timed] == [0, 5, 10, 15, 20, 25]
+    assert len(samples["single"][0]) == len(timed) == len(turns) // 2
+    assert all(set(turn).isdisjoint(before) for before, turn in zip(turns[1::2], timed, strict=True))
 
 
 def test_the_chain_reaches_the_original(compressed, bert):

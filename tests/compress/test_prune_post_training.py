@@ -7,7 +7,7 @@ import pytest
 
 from deploykit import checkpoint as checkpoints
 from deploykit import families, stage
-from deploykit.compress import latency_probes, prune_post_training, waterfall
+from deploykit.compress import brain_surgeon, fisher, latency_probes, prune_post_training, waterfall
 from deploykit.compress.budget import measured
 from deploykit.compress.first_token import reads_first_token
 from deploykit.compress.latency_table import Curve, LatencyTable, LayerCost, smallest
@@ -41,6 +41,25 @@ def _fake_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def pruned(model: Path, data: Path, out: Path, **settings: Any):
     given = {"multiple": 8, "calibration_rows": 48, **settings}
     return stage.run(PrunePostTraining(**given), checkpoints.open_checkpoint(model), open_dataset(data), out=out)
+
+
+@pytest.mark.parametrize(("tuning", "rows"), [("weights", 20), ("masks", 48)])
+def test_parts_are_chosen_on_so_many_of_the_calibration_rows(bert, reviews, tmp_path, monkeypatch, tuning, rows):
+    seen: list[int] = []
+
+    def noting(batches):
+        for batch in batches:
+            seen.append(len(batch["input_ids"]))
+            yield batch
+
+    removals, gradients = brain_surgeon.removals, fisher.mask_gradients
+    monkeypatch.setattr(prune_post_training, "_CHOOSING_ROWS", 20)
+    monkeypatch.setattr(brain_surgeon, "removals", lambda model, given, *rest: removals(model, noting(given), *rest))
+    monkeypatch.setattr(
+        prune_post_training, "mask_gradients", lambda model, given, *rest: gradients(model, noting(given), *rest)
+    )
+    pruned(bert, reviews, tmp_path / "out", speedup=1.5, tuning=tuning)
+    assert sum(seen) == rows
 
 
 @pytest.mark.parametrize("family_model", ["bert", "bert_ner"])
