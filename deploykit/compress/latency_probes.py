@@ -31,11 +31,10 @@ from deploykit.families import Structure
 from deploykit.runtime.batching import blank
 from deploykit.runtime.model import Model
 from deploykit.runtime.model_info import Precision
-from deploykit.runtime.session import run_session
 from deploykit.runtime.tokenizer import Encoding
 from deploykit.train import progress
 
-_FORMAT = 3
+_FORMAT = 4
 _QUANTILES = 5
 _ROUNDS = Rounds(count=200, warm_up=_QUANTILES, seconds=20.0, untimed=1)
 _ATTEMPTS = 2
@@ -137,5 +136,4 @@ def _exported(checkpoint: Checkpoint, structure: Structure, under: Conditions, f
 def _call(model: Model, lengths: Sequence[int]) -> Call:
     """Return a call that runs one row of the next length."""
     feeds = [blank(length, model.info.inputs) for length in lengths]
-    calls = [(model.session_for(each), model.info.outputs, each) for each in feeds]
-    return lambda index: run_session(*calls[index % len(calls)])
+    return lambda index: model.run_feeds(feeds[index % len(feeds)])

@@ -4,6 +4,7 @@ N rows   L padded length   C labels
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -106,14 +107,25 @@ class Model:
         self, encodings: Sequence[Encoding], session: ort.InferenceSession | None = None
     ) -> list[NDArray[np.float32]]:
         feeds = pad(encodings, self.info.pad_id, self.info.inputs)
-        (outputs,) = run_session(session or self.session_for(feeds), self._output, feeds)
+        (outputs,) = run_session(session, self._output, feeds) if session else self.run_feeds(feeds)
         return self.task.unpad(outputs, encodings)
 
+    def run_feeds(self, feeds: Feeds) -> list[NDArray[Any]]:
+        """Run a padded input as it is, on the session that is faster for it; only the answer, not a cascade's."""
+        tokens = tokens_of(feeds)
+        choice = self.one_thread.choice_for(tokens) if self.one_thread else None
+        if self.one_thread is None or choice is None:
+            return run_session(self.session, self._output, feeds)
+        alone = choice.next()
+        started = time.perf_counter()
+        found = run_session(self.one_thread.session if alone else self.session, self._output, feeds)
+        choice.add((time.perf_counter() - started) / tokens, alone=alone)
+        return found
+
     def session_for(self, feeds: Feeds) -> ort.InferenceSession:
-        """Return the session that is faster for an input."""
-        if self.one_thread is not None and tokens_of(feeds) <= self.one_thread.most_tokens:
-            return self.one_thread.session
-        return self.session
+        """Return the session that seems faster for an input now."""
+        choice = self.one_thread.choice_for(tokens_of(feeds)) if self.one_thread else None
+        return self.one_thread.session if self.one_thread and choice and choice.alone else self.session
 
     def logits(self, encodings: Sequence[Encoding], batch_size: int = 32) -> list[NDArray[np.float32]]:
         """Run any number of rows in length-sorted batches, side by side where that is faster, for the same answers.
@@ -158,7 +170,7 @@ class Model:
         return min(most_rows, ROWS_TOGETHER) if self.is_small else most_rows
 
     def thread_plan(self) -> dict[str, Any]:
-        """Say how calls are spread over threads, as it was measured when the model was opened.
+        """Say how calls are spread over threads, as far as it is measured.
 
         `threads` of a call, `alone_up_to_tokens` inputs run on one of them, `side_by_side` are the small batches of
         many rows; of a cascade's smaller model under `first`.

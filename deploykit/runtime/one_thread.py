@@ -10,7 +10,10 @@ what a batch of few rows computes stays in a core's cache. On two threads (AVX-5
 250 us a row in batches of 32 shared between the threads, and 186 us in halves of them, one a thread; on one thread
 alone, 474 us a row in batches of 32 and 380 in batches of 8 (another run, beside other work).
 
-What holds on the machine at hand is measured when a model is opened.
+What holds on the machine at hand is measured when a model is opened, and then on the rows that it answers: a virtual
+machine's idle core may take long to wake for seconds on end, in which one in twenty openings found one thread faster
+where two were, and such a model went on taking up to 1.47 times as long. Now every doubling of the calls, and every
+256th, goes to the session that seemed slower.
 """
 
 import time
@@ -33,12 +36,49 @@ Feeds = Mapping[str, NDArray[np.int64]]
 Clock = Callable[[], float]
 """Seconds from any fixed point."""
 
-_SHORTEST, _LONGEST = 8, 128
-"""Tokens of the inputs that are timed."""
+_SHORT = 16
+"""Inputs of fewer tokens are of one class; of fewer than twice as many, of the next, and so on."""
+_CLASSES = 4
+"""Longer inputs always gain from all threads."""
+_KEPT = 5
+"""Calls of either session by whose median a class is decided."""
+_AGAIN = 256
+"""How often the session that seemed slower is tried again, once a class has had as many calls."""
 _TURNS, _CALLS = 3, 3
 """Each session has so many turns at each length, of one untimed call and so many timed ones."""
 _TOKENS_OF_MANY = 32
 """Of each of the rows with which small batches are timed."""
+
+
+class Choice:
+    """Which of two sessions is faster for inputs of about one length, by the last calls of each; safe between threads.
+
+    Args:
+        shared_s: seconds a token of calls that all threads shared.
+        alone_s: of calls of one thread.
+    """
+
+    def __init__(self, shared_s: Sequence[float], alone_s: Sequence[float]) -> None:
+        self._seconds = [tuple(shared_s)[-_KEPT:], tuple(alone_s)[-_KEPT:]]
+        self._calls = 0
+        self.alone = False
+        self._decide()
+
+    def next(self) -> bool:
+        """Return whether one thread is to answer the next call: where that is faster, but for a call now and then."""
+        self._calls += 1
+        doubled = self._calls > 1 and self._calls & (self._calls - 1) == 0
+        return self.alone != (doubled or self._calls % _AGAIN == 0)
+
+    def add(self, seconds_a_token: float, *, alone: bool) -> None:
+        """Learn what a call took."""
+        self._seconds[alone] = (*self._seconds[alone][1:], seconds_a_token)
+        if alone != self.alone:
+            self._decide()
+
+    def _decide(self) -> None:
+        shared_s, alone_s = (sorted(seconds)[len(seconds) // 2] for seconds in self._seconds)
+        self.alone = alone_s < shared_s
 
 
 @dataclass(frozen=True)
@@ -46,10 +86,21 @@ class OneThread:
     """A session on one thread, and what it is faster for."""
 
     session: ort.InferenceSession
-    most_tokens: int
-    """Of one input, padding included."""
+    choices: tuple[Choice, ...]
+    """Of inputs of fewer than `_SHORT` tokens, padding included; of fewer than twice as many; and so on."""
     pool: ThreadPoolExecutor | None = None
     """As many threads as a call may take, each for small batches of its own; None where sharing a batch is faster."""
+
+    def choice_for(self, tokens: int) -> Choice | None:
+        """Return the choice for inputs of so many tokens; None where all threads are always faster."""
+        index = (tokens // _SHORT).bit_length()
+        return self.choices[index] if index < len(self.choices) else None
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of an input for which one thread seems faster now, as every smaller number's."""
+        classes = next((i for i, choice in enumerate(self.choices) if not choice.alone), len(self.choices))
+        return (_SHORT << classes - 1) - 1 if classes else 0
 
 
 def fitted(
@@ -63,6 +114,8 @@ def fitted(
 ) -> OneThread | None:
     """Time two sessions of one model in turn, on ever longer inputs and on many rows; None where one never pays.
 
+    No length is timed after the first for which one thread is slower.
+
     Args:
         shared: the session on all threads.
         alone: the session on one.
@@ -72,14 +125,16 @@ def fitted(
         clock: for tests.
     """
     longest, threads = limits
-
-    def saved_s(tokens: int) -> float:
+    choices: list[Choice] = []
+    for index in range(_CLASSES):
+        tokens = min(3 * (_SHORT << index) // 4, longest)
         feeds = feeds_of(tokens)
-        return _saved_s(partial(shared.run, None, feeds), partial(alone.run, None, feeds), clock)
-
-    most = break_even(saved_s, min(_SHORTEST, longest), min(_LONGEST, longest))
+        shared_s, alone_s = _in_turn(partial(shared.run, None, feeds), partial(alone.run, None, feeds), clock)
+        choices.append(Choice([taken / tokens for taken in shared_s], [taken / tokens for taken in alone_s]))
+        if not choices[-1].alone or tokens == longest:
+            break
     pool = _pool(shared, alone, feeds_of(min(_TOKENS_OF_MANY, longest)), threads, clock) if many else None
-    return OneThread(alone, most, pool) if pool or most else None
+    return OneThread(alone, tuple(choices), pool) if pool or choices[0].alone else None
 
 
 def _pool(
@@ -89,27 +144,11 @@ def _pool(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="batch")
     part, whole = (_rows(row, count) for count in (ROWS_TOGETHER, ROWS_TOGETHER * threads))
     apart = partial(side_by_side, pool, partial(alone.run, None), [part] * threads)
-    if _saved_s(partial(shared.run, None, whole), apart, clock) > 0:
+    shared_s, apart_s = _in_turn(partial(shared.run, None, whole), apart, clock)
+    if np.median(apart_s) < np.median(shared_s):
         return pool
     pool.shutdown()
     return None
-
-
-def break_even(saved: Callable[[int], float], shortest: int, longest: int) -> int:
-    """Return the most tokens for which one thread is faster, by doubling; 0 where it is not even for the fewest.
-
-    Args:
-        saved: what one thread saves at so many tokens; negative where it costs.
-        shortest: the fewest tokens that are asked about.
-        longest: the most.
-    """
-    before, gain = 0, 0.0
-    tokens = shortest
-    while (found := saved(tokens)) > 0:
-        if tokens == longest:
-            return longest
-        before, gain, tokens = tokens, found, min(2 * tokens, longest)
-    return before + int((tokens - before) * gain / (gain - found)) if before else 0
 
 
 def side_by_side(pool: ThreadPoolExecutor, run: Callable[[Any], Any], batches: Sequence[Any]) -> list[Any]:
@@ -122,8 +161,8 @@ def tokens_of(feeds: Mapping[str, Any]) -> int:
     return int(next(iter(feeds.values())).size)
 
 
-def _saved_s(one: Callable[[], object], other: Callable[[], object], clock: Clock) -> float:
-    """Time two calls in turn; return by how much the other's median is less."""
+def _in_turn(one: Callable[[], object], other: Callable[[], object], clock: Clock) -> tuple[list[float], list[float]]:
+    """Time two calls in turn; return the seconds of each."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(_TURNS):
         for call, found in zip((one, other), seconds, strict=True):
@@ -132,7 +171,7 @@ def _saved_s(one: Callable[[], object], other: Callable[[], object], clock: Cloc
                 started = clock()
                 call()
                 found.append(clock() - started)
-    return float(np.median(seconds[0]) - np.median(seconds[1]))
+    return seconds
 
 
 def _rows(row: Feeds, count: int) -> Feeds:

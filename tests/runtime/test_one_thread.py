@@ -19,7 +19,7 @@ from deploykit.export.export import Export
 from deploykit.runtime import model as models
 from deploykit.runtime.batching import blank
 from deploykit.runtime.model import Model
-from deploykit.runtime.one_thread import ROWS_TOGETHER, OneThread, break_even, fitted, side_by_side
+from deploykit.runtime.one_thread import ROWS_TOGETHER, Choice, OneThread, fitted, side_by_side
 from tests.models import CLASS_LABELS, VOCABULARY, tiny_config, write_tokenizer
 
 
@@ -42,13 +42,52 @@ def fit(shared: Session, alone: Session, longest: int = 512, threads: int = 2) -
     return fitted(shared, alone, lambda tokens: blank(tokens, ["input_ids"]), limits, clock=lambda: Session.now)
 
 
-@pytest.mark.parametrize("even", [9, 26, 100])
-def test_the_break_even_is_found(even: int) -> None:
+def choice(alone: bool) -> Choice:
+    """Make a choice that starts so."""
+    return Choice([2.0] * 5, [1.0 if alone else 3.0] * 5)
+
+
+def up_to_15_tokens(_shared: Any, alone: Any, *_: Any, **__: Any) -> OneThread:
+    """Stand in for what is measured: one thread is faster for fewer than 16 tokens."""
+    return OneThread(alone, (choice(True),))
+
+
+@pytest.mark.parametrize(("even", "most"), [(13, 15), (23, 15), (25, 31), (49, 63), (97, 127)])
+def test_the_break_even_is_found(even: int, most: int) -> None:
     # Waking costs what the second thread saves at `even` tokens: alone 2 a token, shared 1 a token and `even`.
     found = fit(Session(even, 1.0), Session(0.0, 2.0))
     assert found is not None
-    assert found.most_tokens == pytest.approx(even, abs=1)
+    assert found.most_tokens == most
     assert found.session.fixed == 0.0
+    choices = [found.choice_for(tokens) for tokens in (1, most, most + 1, 128)]
+    assert [each.alone for each in choices[:2] if each] == [True, True]
+    assert choices[2] is None or not choices[2].alone
+    assert choices[3] is None
+
+
+def test_a_choice_is_put_right_by_three_calls() -> None:
+    found = choice(alone=True)
+    answered = []
+    for call in range(1, 9):
+        alone = found.next()
+        found.add(2.0 if alone else 1.0, alone=alone)
+        answered.append(alone)
+        assert found.alone == (call < 8)
+    assert answered == [True, False, True, False, True, True, True, False]
+
+
+def test_one_slow_call_changes_nothing() -> None:
+    found = choice(alone=False)
+    found.add(100.0, alone=False)
+    found.add(3.0, alone=True)
+    assert not found.alone
+
+
+def test_the_session_that_seems_slower_is_tried_ever_more_rarely() -> None:
+    found = choice(alone=False)
+    others = sum(found.next() for _ in range(4096))
+    assert others == 8 - 1 + 4096 // 256  # 2, 4, ... 128, and each 256th
+    assert not found.next()
 
 
 class Counted(Session):
@@ -68,7 +107,8 @@ def test_many_rows_are_timed_only_where_some_are_to_come() -> None:
             *sessions, lambda tokens: blank(tokens, ["input_ids"]), (4, 2), many=many, clock=lambda: Session.now
         )
         assert found is not None
-        assert found.most_tokens == 4
+        assert found.most_tokens == 15
+        assert len(found.choices) == 1
         calls[many] = Counted.calls
     assert calls[False] < calls[True] // 2
 
@@ -79,7 +119,7 @@ def test_where_one_thread_never_pays_there_is_none() -> None:
 
 
 def test_where_it_always_pays_the_longest_that_was_timed_is_the_most() -> None:
-    for longest, most in ((512, 128), (40, 40), (4, 4)):
+    for longest, most in ((512, 127), (40, 63), (4, 15)):
         found = fit(Session(1000.0, 1.0), Session(0.0, 2.0), longest)
         assert found is not None
         assert found.most_tokens == most
@@ -103,15 +143,10 @@ def test_side_by_side_keeps_the_order_and_raises_what_a_batch_raises() -> None:
         side_by_side(found.pool, lambda batch: 1 // batch, [1, 0, 1])
 
 
-def test_no_length_is_asked_about_after_the_first_that_costs() -> None:
-    asked: list[int] = []
-
-    def saved(tokens: int) -> float:
-        asked.append(tokens)
-        return 20.0 - tokens
-
-    assert break_even(saved, 8, 128) == 20
-    assert asked == [8, 16, 32]
+def test_no_length_is_timed_after_the_first_that_costs() -> None:
+    found = fit(Session(20.0, 1.0), Session(0.0, 2.0))
+    assert found is not None
+    assert [each.alone for each in found.choices] == [True, False]
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
@@ -130,20 +165,22 @@ def folder(request: pytest.FixtureRequest, reviews: Path, tmp_path_factory: pyte
 
 
 def test_answers_are_the_same_bit_for_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 20))
+    monkeypatch.setattr(models, "fitted", up_to_15_tokens)
     model = Model.open(folder, threads=3)
     assert model.one_thread is not None
     for tokens in range(2, 64):
         feeds = blank(tokens, model.info.inputs)
         feeds["input_ids"] = np.random.default_rng(tokens).integers(5, len(VOCABULARY), (1, tokens))
-        assert (model.session_for(feeds) is model.session) == (tokens > 20)
+        assert (model.session_for(feeds) is model.session) == (tokens > 15)
         shared, alone = (each.run(None, feeds)[0] for each in (model.session, model.one_thread.session))
         assert np.array_equal(shared, alone)
 
 
 def test_the_plan_is_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 20, ThreadPoolExecutor(3)))
-    plan = {"threads": 3, "alone_up_to_tokens": 20, "side_by_side": True}
+    monkeypatch.setattr(
+        models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, (choice(True),), ThreadPoolExecutor(3))
+    )
+    plan = {"threads": 3, "alone_up_to_tokens": 15, "side_by_side": True}
     assert Model.open(folder, threads=3).thread_plan() == plan
     plan = {"threads": 1, "alone_up_to_tokens": 0, "side_by_side": False}
     assert Model.open(folder, threads=1).thread_plan() == plan
@@ -154,7 +191,7 @@ def both_ways(folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> tu
     monkeypatch.setattr(models, "fitted", lambda *_, **__: None)
     shared = Model.open(folder, threads=threads)
     monkeypatch.setattr(
-        models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 0, ThreadPoolExecutor(threads))
+        models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, (), ThreadPoolExecutor(threads))
     )
     return shared, Model.open(folder, threads=threads)
 
@@ -191,7 +228,7 @@ def test_a_large_batch_is_answered_in_small_ones(folder: Path, monkeypatch: pyte
 
 
 def test_a_row_is_answered_by_the_session_that_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 20))
+    monkeypatch.setattr(models, "fitted", up_to_15_tokens)
     ran = []
 
     def run(session: Any, outputs: Any, feeds: Any) -> Any:
@@ -207,10 +244,30 @@ def test_a_row_is_answered_by_the_session_that_fits(folder: Path, monkeypatch: p
     assert ran == [model.one_thread.session, model.session, model.session]
 
 
+def test_a_model_learns_from_what_it_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "fitted", up_to_15_tokens)
+    model = Model.open(folder, threads=2)
+    now = 0.0
+
+    def run(session: Any, outputs: Any, feeds: Any) -> Any:
+        nonlocal now
+        now += 1.0 if session is model.session else 2.0
+        return session.run(outputs, feeds)
+
+    monkeypatch.setattr(models, "run_session", run)
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    feeds = blank(10, model.info.inputs)
+    for _ in range(8):
+        assert model.session_for(feeds) is not model.session
+        model.predict([{"text": "good " * 8}])
+    assert model.session_for(feeds) is model.session
+    assert model.thread_plan()["alone_up_to_tokens"] == 0
+
+
 def test_a_model_on_one_thread_or_of_many_bytes_has_nothing_to_fit(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "fitted", lambda _shared, alone, *_, **__: OneThread(alone, 20))
+    monkeypatch.setattr(models, "fitted", up_to_15_tokens)
     assert Model.open(folder, threads=2).one_thread is not None
     assert Model.open(folder, threads=1).one_thread is None
     monkeypatch.setattr(models, "MOST_BYTES", (folder / "model.onnx").stat().st_size - 1)
