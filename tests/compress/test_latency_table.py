@@ -50,6 +50,12 @@ def test_the_check_fails_where_costs_do_not_add_up():
     assert fitted(times, first_token=True).error > TOLERANCE
 
 
+def test_what_all_uneven_structures_cost_more_is_learnt():
+    times = measured(TRUE)
+    dearer = {each: ms * (1.12 if len(set(each.ffn)) > 2 else 1.0) for each, ms in times.items()}
+    assert fitted(dearer, first_token=True).error < 0.08
+
+
 def test_the_check_fails_on_a_planted_wrong_cost():
     found = fitted(measured(TRUE), first_token=True)
     wrong = replace(found, inner=replace(found.inner, ffn=Curve((768, 1536), (4e-4, 6e-4))))
