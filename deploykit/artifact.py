@@ -116,9 +116,9 @@ def finite(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as readable, valid JSON with a closing newline."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def write_json(path: Path, value: object, indent: int | None = 1) -> None:
+    """Write `value` as readable, valid JSON with a closing newline; on one line, sooner written, where `indent` is None."""
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, error: type[InputError] = ArtifactError) -> Any:

@@ -184,7 +184,7 @@ def kept_when_stopped(checkpoint: Checkpoint, folder: Path) -> Iterator[None]:
 
 def save_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
     """Write `tokenizer.json` without padding and truncation, which are the caller's business."""
-    artifact.write_json(folder / TOKENIZER, tokenizer_json(checkpoint))
+    artifact.write_json(folder / TOKENIZER, tokenizer_json(checkpoint), indent=None)
 
 
 def tokenizer_json(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def conditions(encodings: Sequence[Encoding], precision: Precision, threads: int
 
 
 def latency_table(checkpoint: Checkpoint, under: Conditions, multiple: int) -> LatencyTable:
-    """Return a model's latency table, from the cache where it is there; takes less than a minute where it is not.
+    """Return a model's latency table, from the cache where it is there; takes about a minute where it is not.
 
     A table that fails its check is measured once more; one that fails again is not kept.
     """
