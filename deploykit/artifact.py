@@ -117,7 +117,7 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: object, indent: int | None = 1) -> None:
-    """Write `value` as readable, valid JSON with a closing newline; on one line, sooner written, where `indent` is None."""
+    """Write `value` as readable, valid JSON with a closing newline; without `indent` on one line, which is faster."""
     path.write_text(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 

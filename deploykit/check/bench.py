@@ -11,7 +11,7 @@ N calls, passes or requests
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +35,8 @@ Scenario = Literal["single", "offline", "server"]
 OF_MODEL: tuple[Scenario, ...] = ("single", "offline")
 OF_SERVICE: tuple[Scenario, ...] = ("single", "server")
 _WARM_UP_PASSES = 1
+_TURN = 10
+"""Timed calls that one of two models makes, before the other one has its turn."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,8 @@ def _closed(
     """Time systems in turn on one row a call (single), or on the same many rows a pass (offline, a row's share)."""
     if scenario == "single":
         rounds = Rounds(settings.calls, settings.warm_up, settings.seconds, settings.seed)
+        if AGAINST in systems:
+            rounds = replace(rounds, untimed=closed_loop.UNTIMED, turn=_TURN)
         return closed_loop.single(systems, rows, rounds)
     rounds = Rounds(settings.passes, _WARM_UP_PASSES, settings.seconds, settings.seed)
     return closed_loop.offline(systems, rows[: settings.rows], rounds)

@@ -17,6 +17,10 @@ from deploykit.runtime.model import Model
 Row = Mapping[str, Any]
 Predict = Callable[[Sequence[Row]], object]
 """Answer rows, start to end."""
+UNTIMED = 5
+"""Calls of one row that begin a turn where systems are compared. Right after another system's calls a small one finds
+the processor's caches full of that, which nobody who serves one model meets: its first five take 1.6 times as long as
+later ones (three narrow layers, AMX)."""
 
 
 def shuffled(split: Split, seed: int) -> list[Row]:
@@ -41,17 +45,10 @@ def single(systems: Mapping[str, Predict], rows: Sequence[Row], rounds: Rounds) 
     return latency.interleaved({name: _on_one(predict, rows) for name, predict in systems.items()}, rounds)
 
 
-def single_in_turns(
-    systems: Mapping[str, Predict], rows: Sequence[Row], rounds: Rounds, turn: int
-) -> dict[str, Milliseconds]:
-    """Time systems in turn on `turn` rows, one row a call: milliseconds a row (N) each.
-
-    Where a slow system takes part, a small one's calls right after its own find the processor's caches full of it,
-    which nobody who serves one model meets: the first five take 1.6 times as long as later ones (three narrow layers,
-    AMX). So `rounds` should have an untimed turn.
-    """
-    calls = {name: turn_of(predict, rows, turn) for name, predict in systems.items()}
-    return {name: samples_N / turn for name, samples_N in latency.interleaved(calls, rounds).items()}
+def means_of_turns(systems: Mapping[str, Predict], rows: Sequence[Row], rounds: Rounds) -> dict[str, Milliseconds]:
+    """Time systems in turn on one row a call: milliseconds a row (N turns) each. The turns must be whole."""
+    found = single(systems, rows, rounds)
+    return {name: samples.reshape(-1, rounds.turn).mean(axis=1) for name, samples in found.items()}
 
 
 def offline(systems: Mapping[str, Predict], rows: Sequence[Row], rounds: Rounds) -> dict[str, Milliseconds]:
@@ -62,16 +59,6 @@ def offline(systems: Mapping[str, Predict], rows: Sequence[Row], rounds: Rounds)
 
 def _on_one(predict: Predict, rows: Sequence[Row]) -> latency.Call:
     return lambda index: predict([rows[index % len(rows)]])
-
-
-def turn_of(predict: Predict, rows: Sequence[Row], turn: int) -> latency.Call:
-    """Answer the next `turn` rows, one row a call."""
-
-    def answered(index: int) -> None:
-        for place in range(index * turn, (index + 1) * turn):
-            predict([rows[place % len(rows)]])
-
-    return answered
 
 
 def _on_all(predict: Predict, rows: Sequence[Row]) -> latency.Call:

@@ -1,7 +1,7 @@
 """Timing of callables. It knows nothing of models, and its clock can be replaced.
 
-Times are milliseconds. A round calls every system once, with the same work, in an order drawn anew, so that
-what changes on the machine changes for all of them.
+Times are milliseconds. A round calls every system once, with the same work, and systems take turns of one or more
+rounds, in an order drawn anew, so that what changes on the machine changes for all of them.
 
     N calls
 """
@@ -38,11 +38,13 @@ class Rounds:
     warm_up: int
     """Rounds before the first that counts."""
     seconds: float
-    """No round starts later than this after the first that counts, but for the first `LEAST_ROUNDS`."""
+    """No turn starts later than this after the first that counts, but for the first `LEAST_ROUNDS`."""
     seed: int = 0
     untimed: int = 0
-    """Calls of a system right before each that is timed, or it would find the processor's caches full of another
-    system; with the numbers of the rounds before, so that nothing is timed that was just answered."""
+    """Calls at the beginning of a turn, or a system would find the processor's caches full of another one; with the
+    numbers of the rounds before, so that nothing is timed that was just answered."""
+    turn: int = 1
+    """Rounds of a turn: so many timed calls a system makes, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,16 @@ def interleaved(
             calls[name](index)
     samples: dict[str, list[float]] = {name: [] for name in names}
     first = clock()
-    for index in range(rounds.count):
-        if index >= LEAST_ROUNDS and clock() - first > rounds.seconds:
+    for start in range(0, rounds.count, rounds.turn):
+        if start >= LEAST_ROUNDS * rounds.turn and clock() - first > rounds.seconds:
             break
         for name in generator.permutation(names).tolist():
-            for before in range(index - rounds.untimed, index):
+            for before in range(start - rounds.untimed, start):
                 calls[name](before)
-            started = clock()
-            calls[name](index)
-            samples[name].append((clock() - started) * 1e3)
+            for index in range(start, min(start + rounds.turn, rounds.count)):
+                started = clock()
+                calls[name](index)
+                samples[name].append((clock() - started) * 1e3)
     return {name: np.array(values) for name, values in samples.items()}
 
 

@@ -36,7 +36,7 @@ from deploykit.runtime.tasks import decoder_of
 
 PYTORCH = "PyTorch"
 TURN = 5
-"""Calls of one row that a system makes, after as many that are not timed, before the next one has its turn."""
+"""Calls of one row that a system makes, after some that are not timed, before the next one has its turn."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,11 @@ class Steps:
 
     def _samples(self, systems: Mapping[str, Predict], rows: Sequence[Row]) -> dict[str, list[Milliseconds]]:
         """Time all systems in turn: milliseconds a row (N) each, by scenario."""
-        turns = Rounds(math.ceil(self.calls / TURN), 1, self.seconds, self.seed, untimed=1)
+        calls = math.ceil(self.calls / TURN) * TURN
+        turns = Rounds(calls, TURN, self.seconds, self.seed, untimed=closed_loop.UNTIMED, turn=TURN)
         passes = Rounds(self.passes, 1, self.seconds, self.seed)
         return {
-            "single": list(closed_loop.single_in_turns(systems, rows, turns, TURN).values()),
+            "single": list(closed_loop.means_of_turns(systems, rows, turns).values()),
             "offline": list(closed_loop.offline(systems, rows[: self.rows], passes).values()),
         }
 

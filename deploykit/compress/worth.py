@@ -39,11 +39,9 @@ from deploykit.train.labelled import labelled, score
 LEAST_SAVING = 0.01
 """Of the bytes: less is rather rounding than a reason to serve another model."""
 
-_FORMAT = 1
+_FORMAT = 2
 _MEDIAN = 0.5
-_TURN = 10
-"""Rows of one sample."""
-_ROUNDS = Rounds(count=40, warm_up=2, seconds=20.0)
+_ROUNDS = Rounds(count=400, warm_up=20, seconds=20.0, untimed=closed_loop.UNTIMED, turn=10)
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def timed(loaded: Sequence[checkpoint.Checkpoint], split: Split) -> list[Millise
             write_model(each, path, Target())
             systems[str(index)] = opened(path, split, None).predict
     with FileLock(environment.cache_dir() / "timing.lock"):
-        return list(closed_loop.single_in_turns(systems, shuffled(split, 0), _ROUNDS, _TURN).values())
+        return list(closed_loop.means_of_turns(systems, shuffled(split, 0), _ROUNDS).values())
 
 
 def _reason(before: Mapping[str, Any], row: Mapping[str, Any], found: Comparison) -> str:

@@ -198,17 +198,34 @@ def test_summary_names_every_percentile_with_its_interval():
     assert found["p95_ms_low"] < found["p95_ms"] < found["p95_ms_high"]
 
 
-def test_a_turn_is_so_many_rows_one_after_the_other_and_a_sample_is_a_rows_share():
+def test_a_turn_is_so_many_calls_of_a_system_after_some_that_are_not_timed():
     clock, asked = FakeClock(), []
 
-    def predict(rows):
-        asked.extend(rows)
-        clock.now_s += 0.002
+    def system(name):
+        def call(index):
+            asked.append((name, index))
+            clock.now_s += 0.002 if asked[-2:-1] == [(name, index - 1)] else 0.003
 
+        return call
+
+    found = interleaved(
+        {name: system(name) for name in "ab"}, Rounds(7, 0, 1e9, seed=0, untimed=2, turn=3), clock=clock
+    )
+    turns = [[index for name, index in asked if name == "a"][start : start + 5] for start in range(0, 12, 5)]
+    assert turns == [[-2, -1, 0, 1, 2], [1, 2, 3, 4, 5], [4, 5, 6]], "the last turn is as long as there are rounds"
+    assert all(samples == pytest.approx([2.0] * 7) for samples in found.values())
+
+
+def test_where_the_time_is_over_there_are_still_enough_turns():
+    clock = FakeClock()
+    found = interleaved({"head": clock.system(1.0)}, Rounds(1000, 0, 0.0, turn=4), clock=clock)
+    assert len(found["head"]) == 4 * LEAST_ROUNDS
+
+
+def test_the_mean_of_a_turn_is_a_sample():
+    asked: list[str] = []
     rows = [{"text": str(index)} for index in range(5)]
-    rounds = Rounds(count=7, warm_up=1, seconds=60.0)
-    call = closed_loop.turn_of(predict, rows, 3)
-    found = interleaved({"head": call}, rounds, clock=clock)
-    assert found["head"] / 3 == pytest.approx([2.0] * 7)
-    assert [row["text"] for row in asked[:6]] == ["0", "1", "2", "0", "1", "2"], "the warm-up, then the first turn"
-    assert len(asked) == 8 * 3
+    rounds = Rounds(count=21, warm_up=1, seconds=60.0, turn=3)
+    found = closed_loop.means_of_turns({"head": lambda given: asked.extend(row["text"] for row in given)}, rows, rounds)
+    assert asked == ["0", *(str(index % 5) for index in range(21))]
+    assert found["head"].shape == (7,)
