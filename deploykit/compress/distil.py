@@ -8,26 +8,26 @@ soft labels (Hinton et al. 2015), hidden states and attention scores (Jiao et al
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from deploykit import checkpoint, families, stage
+from deploykit import checkpoint, stage
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
 from deploykit.compress.augment import augmented_rows
 from deploykit.compress.average import average, divergence
-from deploykit.compress.distillation import Objective, distil_from, matching_layers, reads_alike
+from deploykit.compress.distillation import Objective, distil_from, reads_alike
 from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.generate import generated_rows
 from deploykit.compress.reread import moved, reread
 from deploykit.compress.source import load_float
 from deploykit.compress.splice import spliced_rows
-from deploykit.compress.student import Widths, activity, keep_layers, keep_widths, spread
+from deploykit.compress.student import activity, keep_layers, keep_widths
+from deploykit.compress.student_asked import layers_of, objective_of, require, start_of, widths_of
 from deploykit.compress.teacher import teacher_outputs
 from deploykit.data import open_unlabeled
-from deploykit.errors import UsageError
 from deploykit.train.labelled import Labelled, read_labelled, unlabeled
 from deploykit.train.loop import training_of
 
@@ -154,13 +154,13 @@ class Distil:
         teacher = load_float(source, self.verb)
         start, generator = self._named(teacher, [each for each in further if each.kind == "checkpoint"])
         alike = reads_alike(start, teacher)
-        kept, widths = self._layers(start), self._widths(start)
-        objective = self._objective(teacher, start, widths)
+        kept, widths = layers_of(self, start), widths_of(self, start)
+        objective = objective_of(self, teacher, start, widths)
         rows = read_labelled(teacher, data, "train").trainable().sample(self.max_train_samples, self.seed)
         judged = read_labelled(teacher, data, "validation")
         validation = judged if alike else read_labelled(start, data, "validation")
         more = [each for each in further if each.kind == "dataset"]
-        _require(bool(more) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
+        require(bool(more) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
         if generator is not None:
             more.append(open_unlabeled(generated_rows(generator, teacher, data, self.generate, self.seed)))
         train_sets = self._train_sets(teacher, rows, [unlabeled(teacher, each) for each in more])
@@ -204,95 +204,10 @@ class Distil:
         """Return what the student is cut from, and who writes rows."""
         expected = [name for name in ("student", "generator") if getattr(self, name)]
         given = len(found) == len(expected)
-        _require(given, " and ".join(expected) or "student", "its checkpoint among the sources", len(found))
+        require(given, " and ".join(expected) or "student", "its checkpoint among the sources", len(found))
         named = dict(zip(expected, found, strict=True))
-        start = self._start(teacher, named["student"]) if "student" in named else teacher
+        start = start_of(self, teacher, named["student"]) if "student" in named else teacher
         return start, named.get("generator")
-
-    def _start(self, teacher: Checkpoint, found: Artifact) -> Checkpoint:
-        """Open another model to cut the student from; of the same vocabulary, with the teacher's tokenizer."""
-        base = self._taught(found, teacher) or checkpoint.load_base(found, teacher.spec.task, teacher.labels, self.seed)
-        vocabularies = [checkpoint.tokenizer_json(each)["model"]["vocab"] for each in (base, teacher)]
-        most = base.spec.max_length
-        fits = teacher.spec.max_length <= most
-        _require(fits, "student", f"a model that takes {teacher.spec.max_length} tokens, as the teacher", most)
-        if vocabularies[0] != vocabularies[1]:
-            return checkpoint.shortened(base, teacher.spec.max_length)
-        spec = replace(teacher.spec, structure=base.spec.structure)
-        return replace(base, path=teacher.path, tokenizer=teacher.tokenizer, spec=spec)
-
-    def _taught(self, source: Artifact, teacher: Checkpoint) -> Checkpoint | None:
-        """Load a model that answers what the teacher does; None where it is another one."""
-        if not (source.path / checkpoint.SPEC).is_file():
-            return None
-        found = load_float(source, self.verb)
-        wanted = teacher.spec.task, teacher.labels
-        return found if (found.spec.task, found.labels) == wanted else None
-
-    def _layers(self, start: Checkpoint) -> list[int]:
-        """Choose the layers to start from, counted from 0."""
-        depth = len(families.blocks(start.model))
-        most = self.layers if isinstance(self.layers, int) else max(self.layers)
-        _require(most <= depth, "layers", f"at most {depth}, {self._whose}", most)
-        return spread(self.layers, depth) if isinstance(self.layers, int) else [layer - 1 for layer in self.layers]
-
-    @property
-    def _whose(self) -> str:
-        return "the student's" if self.student else "the teacher's"
-
-    def _widths(self, start: Checkpoint) -> Widths | None:
-        """Return how wide the student is; None where it is as wide as its start."""
-        if (self.hidden_size, self.heads, self.ffn) == (None, None, None):
-            return None
-        structure, size = families.structure_of(start.model), families.head_size(start.model)
-        most_hidden, most_heads, most_ffn = (
-            families.hidden_size(start.model),
-            min(structure.heads),
-            min(structure.ffn),
-        )
-        hidden = self.hidden_size or most_hidden
-        heads = self.heads or (min(hidden // size, most_heads) if self.hidden_size else most_heads)
-        ffn = self.ffn or most_ffn
-        fits = hidden <= most_hidden and hidden % size == 0
-        _require(fits, "hidden_size", f"a multiple of {size}, the size of a head, up to {most_hidden}", hidden)
-        _require(heads <= most_heads, "heads", f"at most {most_heads}, {self._whose}", heads)
-        _require(ffn <= most_ffn, "ffn", f"at most {most_ffn}, {self._whose}", ffn)
-        return Widths(hidden, heads, ffn)
-
-    def _objective(self, teacher: Checkpoint, start: Checkpoint, widths: Widths | None) -> Objective:
-        if not reads_alike(start, teacher):
-            for name in ("hidden_weight", "attention_weight", "relation_weight"):
-                weight = getattr(self, name)
-                _require(weight == 0, name, "0 for a student of another vocabulary, whose tokens are others", weight)
-        kept, theirs = self._layers(start), families.structure_of(teacher.model).heads
-        starts = families.structure_of(start.model).heads
-        own = [widths.heads if widths else starts[layer] for layer in kept]
-        sizes = families.head_size(start.model), families.head_size(teacher.model)
-        matched, last = matching_layers(len(kept), len(theirs)), self.relation_layer or len(theirs)
-        _require(last <= len(theirs), "relation_layer", f"at most {len(theirs)}, the teacher's layers", last)
-        relation_heads = self.relation_heads or own[-1]
-        if self.relation_weight > 0:
-            ours, its = own[-1] * sizes[0], theirs[last - 1] * sizes[1]
-            divides = ours % relation_heads == its % relation_heads == 0
-            _require(divides, "relation_heads", f"a divisor of {ours} and {its}, both models' widths", relation_heads)
-        if self.attention_weight > 0:
-            _require_same_heads(matched, own, theirs)
-        return Objective(
-            self.temperature,
-            self.alpha,
-            self.hidden_weight,
-            matched,
-            self.attention_weight,
-            self.relation_weight,
-            (len(kept), last),
-            relation_heads,
-        )
-
-
-def _require_same_heads(matched: Sequence[tuple[int, int]], own: Sequence[int], theirs: Sequence[int]) -> None:
-    for mine, layer in matched:
-        expected = f"{theirs[layer - 1]} heads in layer {mine}, as the teacher's layer {layer} has (or relation_weight)"
-        _require(own[mine - 1] == theirs[layer - 1], "attention_weight", expected, f"{own[mine - 1]} heads")
 
 
 def _divergence(teacher: tuple[Artifact, Checkpoint], rows: Labelled, student: Checkpoint) -> Callable[[], float]:
@@ -302,13 +217,3 @@ def _divergence(teacher: tuple[Artifact, Checkpoint], rows: Labelled, student: C
     said = teacher_outputs(source.digest, model, rows.encodings, ()).logits
     theirs = moved(rows, own.encodings, said, 0)
     return lambda: divergence(theirs, checkpoint.logits(student, own.encodings), own.targets)
-
-
-def _require(fits: bool, setting: str, expected: str, found: object) -> None:  # noqa: FBT001 - what was checked
-    if not fits:
-        raise UsageError(
-            f"distil.{setting}",
-            expected=expected,
-            found=str(found),
-            next_step="ask for a student that fits its teacher",
-        )
