@@ -127,7 +127,6 @@ def plan(full: Structure, multiple: int, *, num_checks: int = NUM_CHECKS, seed: 
     least = smallest(full, multiple)
     inner = [_mixed(full, least, share, 1.0) for share in _SHARES] + [_mixed(full, least, 1.0, s) for s in _SHARES]
     found = [full, *(_with_last(each, full) for each in inner)]
-    found += [_with_last(full, _mixed(full, least, *shares)) for shares in ((0.0, 1.0), (1.0, 0.0))]
     found.append(_mixed(full, least, 0.5, 0.25))
     kept = (len(full.heads) + 1) // 2
     found.append(Structure(full.heads[-kept:], full.ffn[-kept:]))
