@@ -12,8 +12,8 @@ alone, 474 us a row in batches of 32 and 380 in batches of 8 (another run, besid
 
 What holds on the machine at hand is measured when a model is opened, and then on the rows that it answers: a virtual
 machine's idle core may take long to wake for seconds on end, in which one in twenty openings found one thread faster
-where two were, and such a model went on taking up to 1.47 times as long. Now every doubling of the calls, and every
-256th, goes to the session that seemed slower.
+where two were, and such a model went on taking up to 1.47 times as long. Now calls go to the session that seemed slower
+where that was not by much: the second, fourth, eighth and so on, and every 256th.
 """
 
 import time
@@ -44,6 +44,8 @@ _KEPT = 5
 """Calls of either session by whose median a class is decided."""
 _AGAIN = 256
 """How often the session that seemed slower is tried again, once a class has had as many calls."""
+_CLOSE = 1.5
+"""Times as long: a session that takes more is not tried again."""
 _TURNS, _CALLS = 3, 3
 """Each session has so many turns at each length, of one untimed call and so many timed ones."""
 _TOKENS_OF_MANY = 32
@@ -61,14 +63,13 @@ class Choice:
     def __init__(self, shared_s: Sequence[float], alone_s: Sequence[float]) -> None:
         self._seconds = [tuple(shared_s)[-_KEPT:], tuple(alone_s)[-_KEPT:]]
         self._calls = 0
-        self.alone = False
         self._decide()
 
     def next(self) -> bool:
         """Return whether one thread is to answer the next call: where that is faster, but for a call now and then."""
         self._calls += 1
         doubled = self._calls > 1 and self._calls & (self._calls - 1) == 0
-        return self.alone != (doubled or self._calls % _AGAIN == 0)
+        return self.alone != (self._is_close and (doubled or self._calls % _AGAIN == 0))
 
     def add(self, seconds_a_token: float, *, alone: bool) -> None:
         """Learn what a call took."""
@@ -79,6 +80,7 @@ class Choice:
     def _decide(self) -> None:
         shared_s, alone_s = (sorted(seconds)[len(seconds) // 2] for seconds in self._seconds)
         self.alone = alone_s < shared_s
+        self._is_close = max(shared_s, alone_s) < _CLOSE * min(shared_s, alone_s)
 
 
 @dataclass(frozen=True)

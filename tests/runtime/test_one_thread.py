@@ -44,7 +44,7 @@ def fit(shared: Session, alone: Session, longest: int = 512, threads: int = 2) -
 
 def choice(alone: bool) -> Choice:
     """Make a choice that starts so."""
-    return Choice([2.0] * 5, [1.0 if alone else 3.0] * 5)
+    return Choice([2.0] * 5, [1.5 if alone else 2.5] * 5)
 
 
 def up_to_15_tokens(_shared: Any, alone: Any, *_: Any, **__: Any) -> OneThread:
@@ -70,7 +70,7 @@ def test_a_choice_is_put_right_by_three_calls() -> None:
     answered = []
     for call in range(1, 9):
         alone = found.next()
-        found.add(2.0 if alone else 1.0, alone=alone)
+        found.add(1.5 if alone else 1.2, alone=alone)
         answered.append(alone)
         assert found.alone == (call < 8)
     assert answered == [True, False, True, False, True, True, True, False]
@@ -79,7 +79,7 @@ def test_a_choice_is_put_right_by_three_calls() -> None:
 def test_one_slow_call_changes_nothing() -> None:
     found = choice(alone=False)
     found.add(100.0, alone=False)
-    found.add(3.0, alone=True)
+    found.add(2.5, alone=True)
     assert not found.alone
 
 
@@ -88,6 +88,11 @@ def test_the_session_that_seems_slower_is_tried_ever_more_rarely() -> None:
     others = sum(found.next() for _ in range(4096))
     assert others == 8 - 1 + 4096 // 256  # 2, 4, ... 128, and each 256th
     assert not found.next()
+
+
+def test_a_session_that_is_much_slower_is_not_tried_again() -> None:
+    found = Choice([2.0] * 5, [3.1] * 5)
+    assert not any(found.next() for _ in range(4096))
 
 
 class Counted(Session):
