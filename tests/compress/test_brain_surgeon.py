@@ -94,7 +94,9 @@ def test_curvature_is_of_real_tokens_and_does_not_depend_on_batches(
     for size in (1, 5, 24):
         _, found = curvatures(source.model, batches(source, rows, size), row_loss(source))[0]
         torch.testing.assert_close(found.inputs, inputs / tokens, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found.outputs, outputs / 24, rtol=1e-3, atol=1e-9)
+        # Sums whose terms cancel are no more exact than the largest is: rounding differs with threads and batches.
+        expected = outputs / 24
+        torch.testing.assert_close(found.outputs, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     assert all(parameter.requires_grad for parameter in source.model.parameters())
 
 
