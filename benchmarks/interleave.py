@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.systems import Logits, Row, System
+from deploykit.check.closed_loop import UNTIMED
 from deploykit.check.latency import Clock
 from deploykit.check.statistics import CONFIDENCE, REPETITIONS, Interval
 
 PAUSE_S = 0.02
-UNTIMED = 5
-"""Rows at the beginning of a turn: the first of each of so many batches before it, not those that are timed next."""
 
 Seconds = Sequence[float]
 Batch = Sequence[int]
@@ -64,7 +63,7 @@ def interleave(systems: Sequence[System], schedule: Schedule, clock: Clock = tim
         batches = schedule.batches[start : start + schedule.turn]
         for system in rng.sample(systems, len(systems)):
             time.sleep(schedule.pause_s)
-            for before in range(start - UNTIMED, start):
+            for before in range(start - UNTIMED, start):  # the first of each batch before, not what is timed next
                 _time(system, schedule.rows, schedule.batches[before % len(schedule.batches)][:1], clock, Samples())
             for batch in batches:
                 _time(system, schedule.rows, batch, clock, samples[system.name])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, readme, systems, table
-from benchmarks.interleave import UNTIMED, Schedule, interleave, total, total_ratio, warm_up
+from benchmarks.interleave import Schedule, interleave, total, total_ratio, warm_up
 from benchmarks.peers import Question, compare, opened
 from benchmarks.systems import BASELINE, Peer, Source, System, open_model, open_peer
 from deploykit.artifact import finite, read_json
+from deploykit.check.closed_loop import UNTIMED
 from deploykit.check.statistics import Interval
 from deploykit.checkpoint import Checkpoint, load, open_checkpoint
 from deploykit.data import read_split

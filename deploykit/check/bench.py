@@ -35,8 +35,6 @@ Scenario = Literal["single", "offline", "server"]
 OF_MODEL: tuple[Scenario, ...] = ("single", "offline")
 OF_SERVICE: tuple[Scenario, ...] = ("single", "server")
 _WARM_UP_PASSES = 1
-_TURN = 10
-"""Timed calls that one of two models makes, before the other one has its turn."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def _closed(
     if scenario == "single":
         rounds = Rounds(settings.calls, settings.warm_up, settings.seconds, settings.seed)
         if AGAINST in systems:
-            rounds = replace(rounds, untimed=closed_loop.UNTIMED, turn=_TURN)
+            rounds = replace(rounds, untimed=closed_loop.UNTIMED, turn=closed_loop.TURN)
         return closed_loop.single(systems, rows, rounds)
     rounds = Rounds(settings.passes, _WARM_UP_PASSES, settings.seconds, settings.seed)
     return closed_loop.offline(systems, rows[: settings.rows], rounds)

@@ -21,6 +21,8 @@ UNTIMED = 5
 """Calls of one row that begin a turn where systems are compared. Right after another system's calls a small one finds
 the processor's caches full of that, which nobody who serves one model meets: its first five take 1.6 times as long as
 later ones (three narrow layers, AMX)."""
+TURN = 10
+"""Timed calls of one row after them, before another system has its turn."""
 
 
 def shuffled(split: Split, seed: int) -> list[Row]:

@@ -38,7 +38,7 @@ class Rounds:
     warm_up: int
     """Rounds before the first that counts."""
     seconds: float
-    """No turn starts later than this after the first that counts, but for the first `LEAST_ROUNDS`."""
+    """No turn starts later than this after the first that counts, but for the first `LEAST_ROUNDS` turns."""
     seed: int = 0
     untimed: int = 0
     """Calls at the beginning of a turn, or a system would find the processor's caches full of another one; with the

@@ -41,7 +41,7 @@ LEAST_SAVING = 0.01
 
 _FORMAT = 2
 _MEDIAN = 0.5
-_ROUNDS = Rounds(count=400, warm_up=20, seconds=20.0, untimed=closed_loop.UNTIMED, turn=10)
+_ROUNDS = Rounds(count=400, warm_up=20, seconds=20.0, untimed=closed_loop.UNTIMED, turn=closed_loop.TURN)
 
 
 @dataclass(frozen=True)

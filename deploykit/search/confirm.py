@@ -8,7 +8,7 @@ from typing import Any
 
 from deploykit import artifact, commands, environment, evidence
 from deploykit.artifact import Artifact, Node
-from deploykit.check.closed_loop import UNTIMED
+from deploykit.check.closed_loop import TURN, UNTIMED
 from deploykit.check.latency import Rounds
 from deploykit.check.ratio import ratio_of_interleaved
 from deploykit.check.statistics import Interval
@@ -21,7 +21,7 @@ from deploykit.search.trial import COMPRESSED, MEDIAN, MODEL, ORIGINAL, Subject,
 
 FINALISTS = 4
 VALIDATION, BENCH, EVIDENCE = "validation", "bench", "search"
-_ROUNDS = Rounds(count=1000, warm_up=20, seconds=20.0, untimed=UNTIMED, turn=10)
+_ROUNDS = Rounds(count=1000, warm_up=20, seconds=20.0, untimed=UNTIMED, turn=TURN)
 
 
 def settle(storage: Storage, subject: Subject, budget: Budget) -> Point:

@@ -14,7 +14,7 @@ from filelock import FileLock
 from deploykit import commands
 from deploykit.artifact import Artifact
 from deploykit.check import latency
-from deploykit.check.closed_loop import UNTIMED
+from deploykit.check.closed_loop import TURN, UNTIMED
 from deploykit.check.latency import Milliseconds, Rounds
 from deploykit.check.ratio import ratio_of_interleaved
 from deploykit.check.statistics import metric_drop
@@ -30,7 +30,7 @@ from deploykit.tasks import Score, task_named
 COMPRESSED, MODEL, RECIPE = "compressed", "model", "recipe.yaml"
 ORIGINAL = "original"
 MEDIAN = 0.5
-_ROUNDS = Rounds(count=300, warm_up=20, seconds=5.0, untimed=UNTIMED, turn=10)
+_ROUNDS = Rounds(count=300, warm_up=20, seconds=5.0, untimed=UNTIMED, turn=TURN)
 _BATCH_SIZE = 32
 
 
