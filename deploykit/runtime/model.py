@@ -111,7 +111,7 @@ class Model:
         return self.task.unpad(outputs, encodings)
 
     def run_feeds(self, feeds: Feeds) -> list[NDArray[Any]]:
-        """Run a padded input as it is, on the session that is faster for it; only the answer, not a cascade's."""
+        """Run a padded input as it is, on the session that is faster for it; a cascade's smaller model is not asked."""
         tokens = tokens_of(feeds)
         choice = self.one_thread.choice_for(tokens) if self.one_thread else None
         if self.one_thread is None or choice is None:

@@ -1,10 +1,11 @@
-"""A small training that a test can start in a process of its own, watch and kill.
+"""A small training that a test can start in a process of its own.
 
-`python -m tests.train.subject FOLDER` prints a line a step, then the digest of the weights. Of several processes each
-begins with weights of its own.
+`python -m tests.train.subject FOLDER [STEP]` prints a line a step, then the digest of the weights; at STEP it kills
+itself, as only so it is sure where it was. Of several processes each begins with weights of its own.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -61,13 +62,15 @@ def digest(model: nn.Module) -> str:
     return digest_of([parameter.detach().numpy().tobytes().hex() for parameter in model.parameters()])
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, last: int | None = None) -> None:
     done = 0
 
     def watched(model: nn.Module, batch: Batch) -> Tensor:
         nonlocal done
         done += 1
         print(f"step {done}", flush=True)
+        if done == last:
+            os.kill(os.getpid(), signal.SIGKILL)
         return loss(model, batch)
 
     model = make_model(int(os.environ.get("RANK", "0")))
@@ -76,4 +79,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

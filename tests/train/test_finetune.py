@@ -3,7 +3,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,20 @@ CLASSIFY = Finetune(task="text-classification", epochs=1, batch_size=8)
 TAG = Finetune(task="token-classification", epochs=1, batch_size=8)
 LONG = Finetune(task="text-classification", epochs=6, batch_size=8, learning_rate=5e-3, patience=6, seed=1)
 
-START = """
-import sys
+DIES_IN_THE_SECOND_EPOCH = """
+import os, signal, sys
+from pathlib import Path
 from deploykit import commands
+from deploykit.train import finetune
 from tests.train.test_finetune import LONG
-commands.finetune(sys.argv[1], LONG, data=sys.argv[2], out=__import__("pathlib").Path(sys.argv[3]))
+loss, calls = finetune.cross_entropy, []
+def dying(*arguments):
+    calls.append(1)
+    if len(calls) == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(*arguments)
+finetune.cross_entropy = dying
+commands.finetune(sys.argv[1], LONG, data=sys.argv[2], out=Path(sys.argv[3]))
 """
 
 
@@ -60,13 +68,10 @@ def test_the_loss_falls_and_the_task_is_learned(long):
 
 def test_a_run_killed_in_the_middle_and_started_again_has_the_same_digest(long, bert, many_reviews, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-c", START, str(bert), str(many_reviews), str(out)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob(".out.*/.train/state.safetensors")):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", DIES_IN_THE_SECOND_EPOCH, str(bert), str(many_reviews), str(out)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert list(tmp_path.glob(".out.*/.train/state.safetensors"))
     assert not out.exists()
     assert commands.finetune(bert, LONG, data=many_reviews, out=out).digest == long.digest
     assert not list(tmp_path.glob(".out.*"))
