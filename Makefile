@@ -18,8 +18,9 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/deploykit demo --out $(OUT)
 
+# Two processes of one thread each: models this small wait longer for a second thread than it helps them.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
