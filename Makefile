@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo-run
-# Set-up leaves byte-compiling to the first import, which has to keep it: else every process would take 20 s to begin.
+# Set-up leaves byte-compiling to the first import, which has to keep it: torch and transformers alone take 20 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-slow check bench clean

@@ -25,20 +25,15 @@ NARROW = {
     "layers": (2,), "hidden_size": 16, "ffn": 32, "epochs": EPOCHS, "relation_weight": 1.0, "augment": 1,
 }  # fmt: skip
 DIES_AFTER_TWO_EPOCHS = f"""
-import os, signal, sys
+import sys
 from pathlib import Path
 from deploykit import stage
 from deploykit.checkpoint import open_checkpoint
 from deploykit.compress import distillation
 from deploykit.compress.distil import Distil
 from deploykit.data import open_dataset
-score, calls = distillation.score, []
-def dying(*arguments):
-    calls.append(1)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return score(*arguments)
-distillation.score = dying
+from tests.dying import die_at_call
+die_at_call(3, distillation, "score")
 model, data, out = map(Path, sys.argv[1:])
 stage.run(Distil(**{NARROW}), open_checkpoint(model), open_dataset(data), out=out)
 """
@@ -86,7 +81,8 @@ def test_a_killed_run_goes_on_projection_included_and_ends_with_the_same_digest(
     assert not [name for name in student.model.state_dict() if "projection" in name]
     assert clean.facts["rows"] == [48, 48]
     out = tmp_path / "killed"
-    died = subprocess.run([sys.executable, "-c", DIES_AFTER_TWO_EPOCHS, bert, reviews, out], capture_output=True)
+    command = [sys.executable, "-c", DIES_AFTER_TWO_EPOCHS, *map(str, (bert, reviews, out))]
+    died = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True)
     assert died.returncode == -9, died.stderr.decode()
     assert not out.exists()
     evaluated = []

@@ -1,7 +1,7 @@
 """A small training that a test can start in a process of its own.
 
 `python -m tests.train.subject FOLDER [STEP]` prints a line a step, then the digest of the weights; at STEP it
-kills itself: from outside a busy machine may be too late. Of several processes each begins with weights of its own.
+kills itself (see `tests.dying`). Of several processes each begins with weights of its own.
 """
 
 import os

@@ -19,18 +19,13 @@ TAG = Finetune(task="token-classification", epochs=1, batch_size=8)
 LONG = Finetune(task="text-classification", epochs=6, batch_size=8, learning_rate=5e-3, patience=6, seed=1)
 
 DIES_IN_THE_SECOND_EPOCH = """
-import os, signal, sys
+import sys
 from pathlib import Path
 from deploykit import commands
 from deploykit.train import finetune
+from tests.dying import die_at_call
 from tests.train.test_finetune import LONG
-loss, calls = finetune.cross_entropy, []
-def dying(*arguments):
-    calls.append(1)
-    if len(calls) == 40:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss(*arguments)
-finetune.cross_entropy = dying
+die_at_call(40, finetune, "cross_entropy")
 commands.finetune(sys.argv[1], LONG, data=sys.argv[2], out=Path(sys.argv[3]))
 """
 
