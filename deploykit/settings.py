@@ -27,18 +27,25 @@ def make(
         error: what to raise.
 
     Raises:
-        UsageError: a key is unknown, or a value has the wrong type or is refused.
+        UsageError: a key is unknown or missing, or a value has the wrong type or is refused.
     """
-    names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
-        if name not in names:
-            raise unknown(name, names, where(name), error)
+        if name not in fields:
+            raise unknown(name, fields, where(name), error)
+    missing = [name for name, item in fields.items() if _is_required(item) and name not in values]
+    if missing:
+        raise error(where(""), expected=", ".join(missing), found="nothing", next_step=f"add {missing[0]}")
     hints = typing.get_type_hints(cls)
     typed = {name: _typed(hints[name], value, where(name), error) for name, value in values.items()}
     try:
         return cls(**typed)
     except (ValueError, TypeError, UsageError) as cause:
         raise error(where(""), expected="usable settings", found=str(cause), next_step="change the value") from cause
+
+
+def _is_required(item: "dataclasses.Field[Any]") -> bool:
+    return item.init and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 def unknown(name: str, known: Iterable[str], where: str, error: type[UsageError]) -> UsageError:

@@ -88,6 +88,7 @@ def test_every_shipped_recipe_is_valid():
         ("epochs: 4", "epochs: 3.5", 2, "expected int"),
         ("epochs: 4", "epochs: true", 2, "expected int"),
         ("heads: 0.25", "heads: 1.0", 3, "usable settings"),
+        ("layers: 3, ", "", 2, "expected layers, found nothing; add layers"),
         ("ffn: 0.5", "ffn: [0.5]", 5, "expected float"),
         ("quantize:", "quantise:", 6, r"did you mean quantize\?"),
         ("dynamic-int8", "magic", 6, "dynamic-int8"),
