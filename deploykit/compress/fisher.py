@@ -28,16 +28,6 @@ RowLoss = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Importance:
-    """What each part is worth, layer by layer, in units of the loss."""
-
-    heads: tuple[Scores, ...]
-    """(A,) each."""
-    neurons: tuple[Scores, ...]
-    """(F,) each."""
-
-
-@dataclass(frozen=True)
 class MaskGradients:
     """Each row's gradient of its loss by the masks, layer by layer."""
 
@@ -46,33 +36,16 @@ class MaskGradients:
     neurons: tuple[RowGradients, ...]
     """(N,F) each."""
 
-    def importance(self) -> Importance:
-        """Return the diagonal of the Fisher information, halved: what `importance` gives."""
-        heads, neurons = ([half_mean_square(found) for found in part] for part in (self.heads, self.neurons))
-        return Importance(tuple(heads), tuple(neurons))
 
+def mask_gradients(model: PreTrainedModel, batches: Iterable[Any], loss: RowLoss) -> MaskGradients:
+    """Return every row's gradients, which also tell how parts of one layer work together; the model is left as it was.
 
-def importance(model: PreTrainedModel, batches: Iterable[Any], loss: RowLoss) -> Importance:
-    """Score every head and neuron on calibration data; the model is left as it was.
+    Memory is 4 bytes a row and part.
 
     Args:
         model: in evaluation mode; `loss` runs it.
         batches: at least one; anything that `loss` takes, with `input_ids` (N,L).
         loss: the sum of the rows' losses.
-    """
-    totals, num_rows = None, 0
-    for gradients in _gradients(model, batches, loss):
-        squares = [gradient.double().square().sum(dim=0) for gradient in gradients]
-        totals = squares if totals is None else [a + b for a, b in zip(totals, squares, strict=True)]
-        num_rows += len(gradients[0])
-    scores = [(total / (2 * num_rows)).numpy() for total in totals or ()]
-    return Importance(tuple(scores[0::2]), tuple(scores[1::2]))
-
-
-def mask_gradients(model: PreTrainedModel, batches: Iterable[Any], loss: RowLoss) -> MaskGradients:
-    """Keep every row's gradients, for what `importance` averages away: how parts of one layer work together.
-
-    Args and the order of rows are those of `importance`; memory is 4 bytes a row and part.
     """
     found = [torch.cat(parts).numpy() for parts in zip(*_gradients(model, batches, loss), strict=True)]
     return MaskGradients(tuple(found[0::2]), tuple(found[1::2]))

@@ -17,7 +17,6 @@ from deploykit import data
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, input_names
 from deploykit.compress.calibrate import require_enough
-from deploykit.compress.fisher import Importance, importance
 from deploykit.runtime.batching import length_sorted_batches
 from deploykit.runtime.tokenizer import Encoding
 from deploykit.tasks import task_named
@@ -70,9 +69,10 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in batch.items() if name != LABELS}
 
 
-def score_parts(checkpoint: Checkpoint, rows: Labelled, *, batch_size: int = 32) -> Importance:
-    """Score every head and neuron of a checkpoint on labelled rows."""
-    return importance(checkpoint.model, batches(checkpoint, rows, batch_size), row_loss(checkpoint))
+def fitting_inputs(checkpoint: Checkpoint, rows: Labelled) -> list[dict[str, Tensor]]:
+    """Return batches for a fit, at least four of them where there are as many rows: some are held out."""
+    size = min(max(len(rows.encodings) // 4, 1), 32)
+    return [inputs_of(batch) for batch in batches(checkpoint, rows, size)]
 
 
 def _unlabelled(checkpoint: Checkpoint, source: Artifact) -> Labelled:

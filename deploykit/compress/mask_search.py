@@ -8,6 +8,7 @@ for every group within a budget is the multiple-choice knapsack, solved by dynam
     W parts of a group (the heads or the neurons of one layer)   K options of a group   N rows   B steps of the budget
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,7 +79,7 @@ class Group:
     """The heads or the neurons of one layer: the widths it may end with, and what each costs and loses."""
 
     widths: NDArray[np.int64]
-    """(K,): how many parts may stay, ascending."""
+    """(K,): how many parts may stay."""
     costs: NDArray[np.float64]
     """(K,): in the unit of the budget."""
     losses: NDArray[np.float64]
@@ -103,6 +104,22 @@ def search(groups: Sequence[Group], budget: float, *, steps: int = _STEPS) -> li
         best = offers[choice, np.arange(steps + 1)]
         choices.append((choice, costs))
     return _traced_back(groups, choices) if np.isfinite(best[-1]) else None
+
+
+def least_loss(removals: Sequence[Removal], share: float, multiple: int) -> list[Kept]:
+    """Keep the parts whose loss together is least, layer by layer, where a share of all parts goes.
+
+    Args:
+        removals: one for each layer.
+        share: of all parts of all layers, to the nearest group; one that leaves something in each layer.
+        multiple: parts that go together.
+    """
+    total = sum(int(removal.widths[-1]) for removal in removals)
+    count = math.ceil(total * (1 - share) + multiple / 2) - 1
+    widest_first = [(removal.widths[::-1], removal.losses[::-1]) for removal in removals]  # of equal losses the first
+    groups = [Group(widths, widths.astype(np.float64), losses) for widths, losses in widest_first]
+    chosen = search(groups, count, steps=count) or [int(group.widths[-1]) for group in groups]
+    return [removal.kept(width) for removal, width in zip(removals, chosen, strict=True)]
 
 
 def _traced_back(

@@ -1,9 +1,9 @@
 """Prune: what is worth least goes - heads, feed-forward neurons, whole layers, hidden dimensions - and is really gone.
 
-Heads and neurons are scored by the Fisher information of masks on calibration rows (`fisher`) and ranked over all
-layers, so layers may end with different widths (`slicing`); a target of speed or size instead of shares is met by the
-search of `budget`. Layers are scored by the loss without them, hidden dimensions by their activity (`shape`). With
-`epochs`, the pruned model is distilled from the unpruned one. With `steps`, this is done again and again, a part of the
+Heads and neurons go that the others can best make up for on calibration rows, wherever they are, so layers may end with
+different widths (`prune_step`); a target of speed or size instead of shares is met by the search of `budget`. Layers
+are scored by the loss without them, hidden dimensions by their activity (`shape`). With `epochs`, the pruned model is
+distilled from the unpruned one. With `steps`, this is done again and again, a part of the
 way each time: what the recovered model still has is scored anew (Molchanov et al. 2017, section 2).
 """
 
@@ -49,7 +49,7 @@ class Prune:
     multiple: int = 32
     """Feed-forward widths stay multiples of this, which is what the matrix kernels like."""
     calibration_rows: int = 512
-    """Training rows that the importance is measured on."""
+    """Training rows that what parts are worth is measured on, and that the others are fitted on."""
     epochs: int = 0
     """Epochs of distillation from the unpruned model, in each step; 0 leaves the remaining weights as they are."""
     learning_rate: float = 5e-5

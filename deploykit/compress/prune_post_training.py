@@ -18,7 +18,7 @@ from deploykit.compress import brain_surgeon, latency_probes, waterfall
 from deploykit.compress.budget import Served, budget, latency_costs, measured, parts_within, require_targets, warnings
 from deploykit.compress.calibrate import FEWEST_ROWS
 from deploykit.compress.fisher import mask_gradients
-from deploykit.compress.fisher_rows import Labels, batches, calibration_rows, inputs_of, row_loss
+from deploykit.compress.fisher_rows import Labels, batches, calibration_rows, fitting_inputs, row_loss
 from deploykit.compress.latency_table import smallest
 from deploykit.compress.mask_search import Removals, by_fisher
 from deploykit.compress.mask_tuning import tune
@@ -147,6 +147,4 @@ class PrunePostTraining:
         """Fit the pruned model's outputs, in place."""
         if self.tuning == "none":
             return []
-        size = min(len(rows.encodings) // 4, 32)
-        inputs = [inputs_of(batch) for batch in batches(before, rows, size)]
-        return [asdict(fit) for fit in tune(made.model, before.model, inputs, self.tuning)]
+        return [asdict(fit) for fit in tune(made.model, before.model, fitting_inputs(before, rows), self.tuning)]

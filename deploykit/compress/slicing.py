@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.checkpoint import Checkpoint
-from deploykit.compress.fisher import Scores
 from deploykit.errors import UsageError
 from deploykit.families import Block, Structure
 
@@ -42,37 +41,6 @@ def require_reachable(where: str, share: float, widths: Sequence[int], multiple:
             found=f"{share:g} of {total} in {len(widths)} layers",
             next_step="change the share",
         )
-
-
-def select(scores: Sequence[Scores], share: float, multiple: int) -> list[Kept]:
-    """Keep the most valuable parts: the least valuable groups go, wherever they are, until `share` is gone.
-
-    Every layer keeps at least one group and, where its width allows, a multiple of `multiple`.
-
-    Args:
-        scores: (W,) per layer.
-        share: of all parts of all layers, to the nearest group.
-        multiple: parts that go together: what the matrix kernels like.
-    """
-    orders = [np.argsort(score_W, kind="stable") for score_W in scores]
-    removed = [0] * len(scores)
-    budget = share * sum(map(len, scores))
-    for _, layer, size in _removable_groups(scores, orders, multiple):
-        if sum(removed) + size / 2 > budget:
-            break
-        removed[layer] += size
-    return [np.sort(order[count:]) for order, count in zip(orders, removed, strict=True)]
-
-
-def _removable_groups(scores: Sequence[Scores], orders: Sequence[Kept], multiple: int) -> list[tuple[float, int, int]]:
-    """Cut each layer's parts, least valuable first, into groups; list (mean score, layer, size), cheapest first."""
-    groups = []
-    for layer, (score_W, order) in enumerate(zip(scores, orders, strict=True)):
-        start = 0
-        for size in _group_sizes(len(order), multiple)[:-1]:
-            groups.append((float(score_W[order[start : start + size]].mean()), layer, size))
-            start += size
-    return sorted(groups)
 
 
 def _group_sizes(width: int, multiple: int) -> list[int]:

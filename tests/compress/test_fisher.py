@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from deploykit import families
-from deploykit.compress.fisher import importance, mask_gradients
+from deploykit.compress.fisher import half_mean_square, mask_gradients
 from tests.models import CLASS_LABELS, tiny_config
 
 FAMILIES = ("bert", "roberta", "distilbert")
@@ -45,6 +45,12 @@ def row_losses(model):
     return loss
 
 
+def scores(model, batches):
+    """Heads' and neurons' scores, layer by layer."""
+    found = mask_gradients(model, batches, row_losses(model))
+    return [[half_mean_square(rows) for rows in part] for part in (found.heads, found.neurons)]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_planted_dead_head_and_neuron_rank_last(family: str):
     model = tiny_model(family)
@@ -53,16 +59,16 @@ def test_a_planted_dead_head_and_neuron_rank_last(family: str):
         blocks = families.blocks(model)
         blocks[1].attention_output.weight[:, 2 * size : 3 * size] = 0.0
         blocks[0].ffn_out.weight[:, 17] = 0.0
-    found = importance(model, batches([8, 8]), row_losses(model))
-    assert [s.shape for s in (*found.heads, *found.neurons)] == [(4,), (4,), (64,), (64,)]
-    assert found.heads[1][2] == 0.0 == found.neurons[0][17]
-    assert sum((s == 0.0).sum() for s in found.heads) == 1
-    assert sum((s == 0.0).sum() for s in found.neurons) == 1
+    heads, neurons = scores(model, batches([8, 8]))
+    assert [s.shape for s in (*heads, *neurons)] == [(4,), (4,), (64,), (64,)]
+    assert heads[1][2] == 0.0 == neurons[0][17]
+    assert sum((s == 0.0).sum() for s in heads) == 1
+    assert sum((s == 0.0).sum() for s in neurons) == 1
 
 
 def test_scores_equal_the_slow_way_one_row_and_one_head_at_a_time():
     model = tiny_model("bert")
-    fast = importance(model, batches([4]), row_losses(model)).heads[0]
+    fast = scores(model, batches([4]))[0][0]
     size, step = families.head_size(model), 1e-3
     linear = families.blocks(model)[0].attention_output
     weight = linear.weight.detach().clone()
@@ -81,30 +87,22 @@ def test_scores_equal_the_slow_way_one_row_and_one_head_at_a_time():
 
 def test_the_batch_size_does_not_matter():
     model = tiny_model("bert")
-    one, many = (importance(model, batches(sizes), row_losses(model)) for sizes in ([1] * 6, [6]))
-    for a, b in zip((*one.heads, *one.neurons), (*many.heads, *many.neurons), strict=True):
+    one, many = (scores(model, batches(sizes)) for sizes in ([1] * 6, [6]))
+    for a, b in zip((*one[0], *one[1]), (*many[0], *many[1]), strict=True):
         assert a == pytest.approx(b, rel=1e-3)
-
-
-def test_row_gradients_are_those_that_importance_averages():
-    model = tiny_model("bert")
-    rows = mask_gradients(model, batches([4, 2]), row_losses(model))
-    assert [gradients.shape for gradients in (*rows.heads, *rows.neurons)] == [(6, 4), (6, 4), (6, 64), (6, 64)]
-    expected, found = importance(model, batches([4, 2]), row_losses(model)), rows.importance()
-    for a, b in zip((*found.heads, *found.neurons), (*expected.heads, *expected.neurons), strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
 
 
 def test_a_rows_gradients_do_not_depend_on_its_neighbours():
     model = tiny_model("bert")
     alone, together = (mask_gradients(model, batches(sizes), row_losses(model)) for sizes in ([1] * 4, [4]))
+    assert [rows.shape for rows in (*alone.heads, *alone.neurons)] == [(4, 4), (4, 4), (4, 64), (4, 64)]
     assert np.allclose(alone.neurons[0], together.neurons[0], rtol=1e-3, atol=1e-6)
 
 
 def test_the_model_is_left_as_it_was():
     model = tiny_model("bert")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    importance(model, batches([3]), row_losses(model))
+    mask_gradients(model, batches([3]), row_losses(model))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -3,7 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
-from deploykit.compress.mask_search import Group, joint_loss, most_valuable, rearranged, search
+from deploykit.compress.brain_surgeon import SuccessiveRemoval
+from deploykit.compress.mask_search import Group, joint_loss, least_loss, most_valuable, rearranged, search
+from deploykit.compress.slicing import require_reachable
 
 
 def planted(seed: int, num_groups: int = 4) -> list[Group]:
@@ -110,3 +112,38 @@ def test_parts_that_have_nothing_to_do_with_each_other_are_left_alone():
     gradients = np.diag([1.0, 2.0, 3.0, 4.0]).astype(np.float32)
     kept = np.array([2, 3])
     assert rearranged(gradients, kept).tolist() == [2, 3]
+
+
+def removal(scores, multiple: int = 1) -> SuccessiveRemoval:
+    """Parts of which each is worth its score, whatever else goes; an odd group goes first."""
+    widths = np.unique([*range(multiple, len(scores) + 1, multiple), len(scores)])
+    lost = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
+    return SuccessiveRemoval(np.argsort(scores, kind="stable"), widths, lost[len(scores) - widths])
+
+
+def test_the_least_valuable_parts_go_wherever_they_are():
+    kept = least_loss([removal([5.0, 1.0, 4.0, 2.0]), removal([9.0, 8.0, 7.0, 6.0])], 0.25, 1)
+    assert [k.tolist() for k in kept] == [[0, 2], [0, 1, 2, 3]]
+
+
+def test_every_layer_keeps_one_part_even_if_it_is_worthless():
+    assert [len(k) for k in least_loss([removal(np.zeros(4)), removal(np.ones(4))], 0.75, 1)] == [1, 1]
+
+
+def test_parts_go_in_groups_so_that_widths_stay_multiples():
+    rng = np.random.default_rng(0)
+    kept = least_loss([removal(rng.random(width), 32) for width in (100, 96, 64)], 0.5, 32)
+    assert all(len(k) % 32 == 0 for k in kept)
+    assert abs(sum(map(len, kept)) - 130) <= 16
+
+
+@pytest.mark.parametrize("share", [0.125, 0.25, 0.5, 0.75])
+def test_every_share_that_is_not_refused_removes_about_that_much(share: float):
+    require_reachable("prune.heads", share, [4, 4], 1)
+    kept = least_loss([removal(np.arange(4.0))] * 2, share, 1)
+    assert 8 - sum(map(len, kept)) == pytest.approx(8 * share, abs=0.5)
+    assert sum(map(len, kept)) < 8
+
+
+def test_no_more_goes_than_is_asked_for_even_if_it_is_worthless():
+    assert [len(k) for k in least_loss([removal(np.zeros(4)), removal(np.zeros(4))], 0.0, 1)] == [4, 4]

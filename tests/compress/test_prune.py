@@ -9,7 +9,6 @@ import torch
 
 from deploykit import checkpoint as checkpoints
 from deploykit import families, stage
-from deploykit.compress.fisher_rows import score_parts
 from deploykit.compress.prune import Prune
 from deploykit.compress.quantize import Quantize
 from deploykit.data import open_dataset
@@ -85,14 +84,6 @@ def test_recovery_brings_the_pruned_model_nearer_to_its_parent(bert: Path, revie
 def test_the_same_work_gives_the_same_digest(bert: Path, reviews: Path, tmp_path: Path):
     first, second = (pruned(bert, reviews, tmp_path / name, ffn=0.5)[0] for name in ("first", "second"))
     assert first.digest == second.digest
-
-
-def test_calibration_on_padded_batches_scores_as_row_by_row(bert_ner: Path, entities: Path):
-    found = checkpoints.load(checkpoints.open_checkpoint(bert_ner))
-    rows = read_labelled(found, open_dataset(entities), "train").sample(10, 0)
-    alone, together = (score_parts(found, rows, batch_size=size) for size in (1, 10))
-    for a, b in zip((*alone.heads, *alone.neurons), (*together.heads, *together.neurons), strict=True):
-        assert a == pytest.approx(b, rel=1e-3, abs=1e-9)
 
 
 @pytest.mark.parametrize(

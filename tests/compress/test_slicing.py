@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from deploykit import families
-from deploykit.compress.slicing import require_reachable, select, slice_parts
+from deploykit.compress.slicing import require_reachable, slice_parts
 from deploykit.errors import UsageError
 from deploykit.families import Structure
 from tests.models import CLASS_LABELS, tiny_config
@@ -23,31 +23,6 @@ def logits(model):
         return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
-def test_the_least_valuable_parts_go_wherever_they_are():
-    scores = [np.array([5.0, 1.0, 4.0, 2.0]), np.array([9.0, 8.0, 7.0, 6.0])]
-    kept = select(scores, 0.25, 1)
-    assert [k.tolist() for k in kept] == [[0, 2], [0, 1, 2, 3]]
-
-
-def test_every_layer_keeps_one_part_even_if_it_is_worthless():
-    kept = select([np.zeros(4), np.ones(4)], 0.75, 1)
-    assert [len(k) for k in kept] == [1, 1]
-
-
-def test_parts_go_in_groups_so_that_widths_stay_multiples():
-    rng = np.random.default_rng(0)
-    kept = select([rng.random(100), rng.random(96), rng.random(64)], 0.5, 32)
-    assert all(len(k) % 32 == 0 for k in kept)
-    assert abs(sum(map(len, kept)) - 130) <= 16
-    assert all((np.diff(k) > 0).all() for k in kept)
-
-
-def test_a_group_holds_a_layers_least_valuable_parts():
-    score = np.arange(64.0)[::-1].copy()
-    (kept,) = select([score], 0.5, 32)
-    assert kept.tolist() == list(range(32))
-
-
 @pytest.mark.parametrize("share", [0.001, 0.76, 1.0])
 def test_a_share_that_removes_nothing_or_too_much_is_refused(share: float):
     with pytest.raises(UsageError, match=r"prune\.heads"):
@@ -57,14 +32,6 @@ def test_a_share_that_removes_nothing_or_too_much_is_refused(share: float):
 def test_a_layer_narrower_than_a_group_is_never_cut():
     with pytest.raises(UsageError):
         require_reachable("prune.ffn", 0.5, [16, 16], 32)
-
-
-@pytest.mark.parametrize("share", [0.125, 0.25, 0.5, 0.75])
-def test_every_share_that_is_not_refused_removes_about_that_much(share: float):
-    require_reachable("prune.heads", share, [4, 4], 1)
-    kept = select([np.arange(4.0), np.arange(4.0)], share, 1)
-    assert 8 - sum(map(len, kept)) == pytest.approx(8 * share, abs=0.5)
-    assert sum(map(len, kept)) < 8
 
 
 @pytest.mark.parametrize("family", FAMILIES)
