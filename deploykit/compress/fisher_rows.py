@@ -1,4 +1,4 @@
-"""The rows that Fisher information is measured on, labelled by people or by the model itself, and their loss.
+"""The rows that heads and neurons are judged on, labelled by people or by the model itself, and their loss.
 
 N rows   L tokens of a row   C labels
 """
