@@ -3,8 +3,8 @@
 Heads and neurons go that the others can best make up for on calibration rows, wherever they are, so layers may end with
 different widths (`prune_step`); a target of speed or size instead of shares is met by the search of `budget`. Layers
 are scored by the loss without them, hidden dimensions by their activity (`shape`). With `epochs`, the pruned model is
-distilled from the unpruned one. With `steps`, this is done again and again, a part of the
-way each time: what the recovered model still has is scored anew (Molchanov et al. 2017, section 2).
+distilled from the unpruned one. With `steps`, this is done again and again, a part of the way each time: what the
+recovered model still has is scored anew (Molchanov et al. 2017, section 2).
 """
 
 from collections.abc import Callable, Mapping
@@ -51,7 +51,7 @@ class Prune:
     calibration_rows: int = 512
     """Training rows that what parts are worth is measured on, and that the others are fitted on."""
     epochs: int = 0
-    """Epochs of distillation from the unpruned model, in each step; 0 leaves the remaining weights as they are."""
+    """Epochs of distillation from the unpruned model, in each step; 0 leaves it at the fit."""
     learning_rate: float = 5e-5
     temperature: float = 2.0
     alpha: float = 0.3

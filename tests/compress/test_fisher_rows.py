@@ -6,10 +6,12 @@ import pytest
 
 from deploykit import checkpoint as checkpoints
 from deploykit.compress.calibrate import FEWEST_ROWS
-from deploykit.compress.fisher_rows import calibration_rows
+from deploykit.compress.fisher import half_mean_square, mask_gradients
+from deploykit.compress.fisher_rows import batches, calibration_rows, row_loss
 from deploykit.data import open_dataset
 from deploykit.errors import DataError
 from deploykit.tasks.task import IGNORED
+from deploykit.train.labelled import read_labelled
 from tests.models import make_dataset
 
 
@@ -67,3 +69,11 @@ def test_rows_of_another_kind_are_refused_by_name(bert: Path, entities: Path):
     for labels in ("given", "own"):
         with pytest.raises(DataError, match=r"train\.jsonl:1.*text"):
             drawn(bert, entities, labels)
+
+
+def test_padded_batches_score_as_row_by_row(bert_ner: Path, entities: Path):
+    found = checkpoints.load(checkpoints.open_checkpoint(bert_ner))
+    rows = read_labelled(found, open_dataset(entities), "train").sample(10, 0)
+    alone, together = (mask_gradients(found.model, batches(found, rows, size), row_loss(found)) for size in (1, 10))
+    for a, b in zip((*alone.heads, *alone.neurons), (*together.heads, *together.neurons), strict=True):
+        assert half_mean_square(a) == pytest.approx(half_mean_square(b), rel=1e-3, abs=1e-9)

@@ -135,6 +135,12 @@ def test_parts_go_in_groups_so_that_widths_stay_multiples():
     kept = least_loss([removal(rng.random(width), 32) for width in (100, 96, 64)], 0.5, 32)
     assert all(len(k) % 32 == 0 for k in kept)
     assert abs(sum(map(len, kept)) - 130) <= 16
+    assert all((np.diff(k) > 0).all() for k in kept)
+
+
+def test_a_group_holds_a_layers_least_valuable_parts():
+    (kept,) = least_loss([removal(np.arange(64.0)[::-1], 32)], 0.5, 32)
+    assert kept.tolist() == list(range(32))
 
 
 @pytest.mark.parametrize("share", [0.125, 0.25, 0.5, 0.75])

@@ -9,6 +9,7 @@ import torch
 
 from deploykit import checkpoint as checkpoints
 from deploykit import families, stage
+from deploykit.compress import prune_step
 from deploykit.compress.prune import Prune
 from deploykit.compress.quantize import Quantize
 from deploykit.data import open_dataset
@@ -71,6 +72,20 @@ def test_parts_that_do_nothing_go_first_and_cost_nothing(bert: Path, reviews: Pa
     rows = read_labelled(before, open_dataset(reviews), "test").encodings
     for ours, theirs in zip(checkpoints.logits(after, rows), checkpoints.logits(before, rows), strict=True):
         assert np.abs(ours - theirs).max() < 1e-5
+
+
+def test_what_stays_is_fitted_to_make_up_for_what_goes(bert: Path, reviews: Path, tmp_path: Path, monkeypatch):
+    before = checkpoints.load(checkpoints.open_checkpoint(bert))
+    rows = read_labelled(before, open_dataset(reviews), "test").encodings
+    theirs = np.array(checkpoints.logits(before, rows))
+
+    def distance(name: str) -> float:
+        _, found = pruned(bert, reviews, tmp_path / name, heads=0.25, ffn=0.5)
+        return float(np.abs(np.array(checkpoints.logits(found, rows)) - theirs).mean())
+
+    fitted = distance("fitted")
+    monkeypatch.setattr(prune_step, "tune", lambda *_: [])
+    assert fitted < 0.8 * distance("sliced")
 
 
 def test_recovery_brings_the_pruned_model_nearer_to_its_parent(bert: Path, reviews: Path, tmp_path: Path):
