@@ -63,6 +63,23 @@ def ratio_of_interleaved(head_N: Floats, base_N: Floats, share: float) -> Interv
     return _bounded(percentile(head_N, share) / percentile(base_N, share), heads_R, bases_R, size, share)
 
 
+def ratio_of_sums(head_N: Floats, base_N: Floats) -> Interval:
+    """Compare the sums of two samples that pair up, and are resampled in pairs.
+
+    Raises:
+        ValueError: the samples do not pair up, there is none, or one is NaN.
+    """
+    if len(checked(head_N)) != len(checked(base_N)):
+        raise ValueError(f"{len(head_N)} samples cannot be paired with {len(base_N)}")
+    generator = np.random.default_rng(_SEED)
+    sums = []
+    for repetitions in _chunks(len(head_N)):
+        picks_RN = generator.integers(0, len(head_N), (repetitions, len(head_N)))
+        sums.append([samples[picks_RN].sum(axis=1) for samples in (head_N, base_N)])
+    heads_R, bases_R = np.concatenate(sums, axis=1)
+    return _bounded(float(head_N.sum() / base_N.sum()), heads_R, bases_R, len(head_N), 0.5)
+
+
 def _resampled_percentiles(samples_N: Floats, share: float, generator: np.random.Generator) -> Floats:
     size, rank = len(samples_N), nearest_rank(len(samples_N), share)
     uniform_R = generator.beta(rank + 1, size - rank, REPETITIONS)

@@ -6,15 +6,10 @@ Weights between the two are nearer than either (Wortsman et al. 2022, "Robust fi
 rows says; accuracy on so few rows tells students apart too badly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-
-from deploykit.compress.losses import soft_label_loss
-from deploykit.tasks.task import IGNORED, Logits, Targets
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the way from the start to the end that are tried; the last is the end itself."""
@@ -47,18 +42,3 @@ def between(start: Weights, end: Weights, share: float) -> dict[str, Tensor]:
     return {
         name: start[name].lerp(tensor, share) if tensor.is_floating_point() else tensor for name, tensor in end.items()
     }
-
-
-def divergence(teacher: Sequence[Logits], student: Sequence[Logits], targets: Sequence[Targets]) -> float:
-    """Return the mean Kullback-Leibler divergence of a student's answers from its teacher's, in nats.
-
-    Args:
-        teacher: of each row, (C,) or (L,C).
-        student: likewise.
-        targets: () or (L,) of each row; what they ignore does not count.
-    """
-    counted = np.concatenate([np.atleast_1d(target) != IGNORED for target in targets])
-    theirs_MC, own_MC = (
-        torch.from_numpy(np.concatenate([np.atleast_2d(row) for row in rows])[counted]) for rows in (teacher, student)
-    )
-    return soft_label_loss(own_MC, theirs_MC, temperature=1.0).item()

@@ -99,6 +99,7 @@ def compress(
             tell({**one, waterfall.DROPPED: one["reason"]})
         return existing
     made, dropped = source, list(source.facts.get(waterfall.DROPPED, ()))
+    judge = worth.Judge(source, data)
     preparations: list[tuple[Artifact, Artifact]] = []  # of the steps right before this one: before and after each
     for each, read in zip(stages, reads, strict=True):
         before, made = made, _made(each, made, read)
@@ -107,10 +108,10 @@ def compress(
             continue
         refused: list[Mapping[str, Any]] = []
         if isinstance(each, Quantize):
-            before, made, refused = _without_pointless(each, read, preparations, (before, made))
+            before, made, refused = _without_pointless((each, read), preparations, (before, made), judge)
         preparations = []
         told = _tell(waterfall.read(made.path)[:-1], told, tell)
-        if (pointless := worth.dropped(before, made, data)) is not None:
+        if (pointless := worth.dropped(before, made, judge)) is not None:
             refused, made = [*refused, pointless], before
         for one in refused:
             tell({**one, waterfall.DROPPED: one["reason"]})
@@ -164,26 +165,26 @@ def _kept(each: Stage, sources: Sequence[Artifact], out: Path) -> Artifact:
 
 
 def _without_pointless(
-    quantize: Stage,
-    read: Sequence[Artifact],
+    quantize: Step,
     preparations: Sequence[tuple[Artifact, Artifact]],
     step: tuple[Artifact, Artifact],
+    judge: worth.Judge,
 ) -> tuple[Artifact, Artifact, list[Mapping[str, Any]]]:
     """Take away the preparations that gave a quantization nothing, the last one first.
 
     Args:
-        quantize: the quantization.
-        read: what it reads beside the checkpoint, the data first.
+        quantize: the quantization, and what it reads beside the checkpoint.
         preparations: before and after each.
         step: before and after the quantization, with all of them.
+        judge: what they are judged by.
 
     Returns:
         before and after the quantization with what is left, and a record of each that is not, in their order.
     """
     refused: list[Mapping[str, Any]] = []
     for unprepared, prepared in reversed(preparations):
-        without = _made(quantize, unprepared, read)
-        pointless = worth.preparation_dropped(prepared, without, step[1], read[0])
+        without = _made(quantize[0], unprepared, quantize[1])
+        pointless = worth.preparation_dropped(prepared, without, step[1], judge)
         if pointless is None:
             break
         refused, step = [pointless, *refused], (unprepared, without)

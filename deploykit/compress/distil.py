@@ -17,8 +17,9 @@ from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
 from deploykit.compress.augment import augmented_rows
-from deploykit.compress.average import average, divergence
+from deploykit.compress.average import average
 from deploykit.compress.distillation import Objective, distil_from, reads_alike
+from deploykit.compress.divergence import divergence
 from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.generate import generated_rows
 from deploykit.compress.reread import moved, reread

@@ -13,22 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deploykit import checkpoint as checkpoints
 from deploykit import families
 from deploykit.checkpoint import Checkpoint, Quantization
+from deploykit.compress.divergence import divergence
 from deploykit.compress.fake_quant import imitation, quantized_names
 from deploykit.compress.first_token import reduced
 from deploykit.errors import UsageError
 from deploykit.tasks import task_named
+from deploykit.tasks.task import Logits
 from deploykit.train.labelled import Labelled
-
-Logits = Sequence[NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -59,23 +56,8 @@ def sensitivities(source: Checkpoint, rows: Labelled, quantization: Quantization
             with _quantized(probe.model, name, quantization):
                 answers = _run(probe, rows)
             drop = before - _metric(source, rows, answers)
-            found.append(Sensitivity(name, drop, divergence(logits, answers)))
+            found.append(Sensitivity(name, drop, divergence(logits, answers, rows.targets)))
     return sorted(found, key=lambda one: one.divergence, reverse=True)
-
-
-def divergence(reference: Logits, candidate: Logits) -> float:
-    """Return the mean Kullback-Leibler divergence of candidate from reference predictions, in nats.
-
-    Args:
-        reference: logits, per row (C,) or (L,C); at least one row.
-        candidate: the same rows of another model.
-    """
-    left, right = (
-        np.concatenate([row.reshape(-1, row.shape[-1]) for row in rows]).astype(np.float64)
-        for rows in (reference, candidate)
-    )
-    difference = log_softmax(left, axis=-1) - log_softmax(right, axis=-1)
-    return float((softmax(left, axis=-1) * difference).sum(axis=-1).mean())
 
 
 def fewest_kept(worst_first: Sequence[str], drop_of: Callable[[Sequence[str]], float], max_drop: float) -> list[str]:
@@ -109,11 +91,11 @@ def fewest_kept(worst_first: Sequence[str], drop_of: Callable[[Sequence[str]], f
     return list(worst_first[:low])
 
 
-def _run(probe: Checkpoint, rows: Labelled) -> Logits:
+def _run(probe: Checkpoint, rows: Labelled) -> Sequence[Logits]:
     return checkpoints.logits(probe, rows.encodings)
 
 
-def _metric(source: Checkpoint, rows: Labelled, logits: Logits) -> float:
+def _metric(source: Checkpoint, rows: Labelled, logits: Sequence[Logits]) -> float:
     return task_named(source.spec.task).score(logits, rows.targets, source.labels).metrics[0].value
 
 

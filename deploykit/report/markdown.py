@@ -83,18 +83,18 @@ def _waterfall(rows: Sequence[Record]) -> list[str]:
 def _dropped(rows: Sequence[Record]) -> list[str]:
     if not rows:
         return []
-    titles = ("step", ">gain in metric", ">95% interval", ">x as fast", ">95% interval", ">size before", ">size")
+    titles = ("step", ">gain in metric", ">95% interval", ">x as near", ">x as fast", ">size before", ">size")
     return ["### Dropped: neither smaller, better nor faster", _table(titles, [_dropped_step(row) for row in rows])]
 
 
 def _dropped_step(row: Record) -> tuple[str, ...]:
-    gain, speedup = row["gain"], row["speedup"]
+    gain, nearness = row["gain"], row.get("nearness")
     return (
         row["stage"],
         wording.points(gain["value"]),
         wording.interval(gain["low"], gain["high"], wording.points),
-        wording.ratio(speedup["value"]),
-        wording.interval(speedup["low"], speedup["high"], wording.ratio),
+        wording.speedup(nearness) if nearness else "",
+        wording.speedup(row["speedup"]),
         wording.size(row["num_bytes_before"]),
         wording.size(row["num_bytes"]),
     )

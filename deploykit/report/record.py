@@ -18,8 +18,8 @@ accuracy    [{data, metric, n, original, baseline, head, drop, low, high, max_dr
             slices: [{field, value, n, original, baseline, head}]}]
 checks      [{side, data, gates, parity, invariance, provider}]: what each validation found by itself
 waterfall   [{stage, metric, value, low, high, n, parameters, num_bytes, settings}] of the head
-dropped     [{as in waterfall, num_bytes_before, gain, speedup: {value, low, high} against the step before, origin,
-            environment_key, processor, reason}]: stages of the head that were not worth it
+dropped     [{as in waterfall, num_bytes_before, gain, nearness (or null), speedup: {value, low, high} against the step
+            before, origin, environment_key, processor, reason}]: stages of the head that were not worth it
 steps       [{as in waterfall, p50_ms, throughput_per_s (each with _low, _high), single_speedup, offline_speedup:
             {value, low, high} against the first, size_bytes, memory_bytes}]: PyTorch, the original, every stage
 search      null, or what the search that chose the head found: {metric, split, budget: {max_drop, target_ms},

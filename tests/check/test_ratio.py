@@ -3,7 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from deploykit.check.ratio import percentile, ratio_of_independent, ratio_of_interleaved, samples_needed
+from deploykit.check.ratio import (
+    percentile,
+    ratio_of_independent,
+    ratio_of_interleaved,
+    ratio_of_sums,
+    samples_needed,
+)
 from deploykit.check.statistics import Interval
 from tests.report.evidence import latencies
 
@@ -98,3 +104,18 @@ def test_requests_never_answered_are_infinitely_slow(compare):
     assert compare(lost_N, latencies(1, n=100), 0.95).low == math.inf
     both = compare(lost_N, lost_N, 0.95)
     assert (both.low, both.high) == (None, None)
+
+
+def test_sums_that_pair_up_have_a_narrow_ratio_where_apart_they_would_not():
+    base_N = np.random.default_rng(0).lognormal(0, 2, 400)
+    found = ratio_of_sums(1.1 * base_N, base_N)
+    assert found.value == pytest.approx(1.1)
+    assert ends(found) == pytest.approx((1.1, 1.1))
+    low, high = ends(ratio_of_sums(1.1 * base_N[::-1], base_N))
+    assert low < 1 < high
+
+
+def test_sums_of_a_few_rows_bound_nothing_and_what_does_not_pair_up_is_refused():
+    assert ratio_of_sums(np.ones(5), np.ones(5)) == Interval(1.0, None, None)
+    with pytest.raises(ValueError, match="3 samples cannot be paired with 4"):
+        ratio_of_sums(np.ones(3), np.ones(4))

@@ -10,8 +10,8 @@ import torch
 
 from deploykit import artifact, families, stage
 from deploykit import checkpoint as checkpoints
-from deploykit.compress.average import divergence
 from deploykit.compress.distil import Distil
+from deploykit.compress.divergence import divergence
 from deploykit.compress.quantize import Quantize
 from deploykit.compress.reread import moved, reread
 from deploykit.data import open_dataset, open_unlabeled

@@ -1,6 +1,7 @@
 """Steps that are worth nothing are dropped and told; those that are smaller, better or faster stay."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from deploykit.data import open_dataset
 from deploykit.errors import OutputExists
 from deploykit.pipeline import PipelineSteps
 from deploykit.recipe import load_pipeline
+from deploykit.tasks import task_named
 from tests.models import VOCABULARY, make_checkpoint, make_dataset
 
 POINTLESS = Distil(layers=2, epochs=1, learning_rate=1e-7)
@@ -36,7 +38,7 @@ def line(bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def takes(monkeypatch: pytest.MonkeyPatch):
-    """Plant the milliseconds that the next steps take; return how often they were asked for."""
+    """Plant the milliseconds that the next steps take, as near to the original as before; return how often asked."""
     asked: list[Any] = []
 
     def plant(after_N):
@@ -45,6 +47,7 @@ def takes(monkeypatch: pytest.MonkeyPatch):
             return [BEFORE_N, after_N]
 
         monkeypatch.setattr(worth, "timed", timed)
+        monkeypatch.setattr(worth, "nearness", lambda *_: Interval(1.0, 0.95, 1.05))
         return asked
 
     return plant
@@ -63,17 +66,21 @@ def test_a_hundredth_of_the_bytes_is_smaller(before: int, now: int, said: bool):
 
 
 @pytest.mark.parametrize(
-    ("gain", "speedup", "said"),
+    ("gain", "nearness", "speedup", "said"),
     [
-        (Interval(0.1, 0.01, 0.2), None, True),
-        (Interval(0.1, 0.0, 0.2), Interval(1.1, 1.01, 1.2), True),
-        (Interval(0.1, -0.01, 0.2), Interval(1.5, 1.0, 2.0), False),
-        (Interval(0.0, 0.0, 0.0), Interval(1.5, None, None), False),
-        (Interval(float("nan"), float("nan"), float("nan")), Interval(0.5, 0.4, 0.6), False),
+        (Interval(0.1, 0.01, 0.2), None, None, True),
+        (Interval(0.1, 0.0, 0.2), None, Interval(1.1, 1.01, 1.2), True),
+        (Interval(0.1, -0.01, 0.2), None, Interval(1.5, 1.0, 2.0), False),
+        (Interval(0.0, 0.0, 0.0), None, Interval(1.5, None, None), False),
+        (Interval(float("nan"), float("nan"), float("nan")), None, Interval(0.5, 0.4, 0.6), False),
+        (Interval(-0.1, -0.2, 0.0), Interval(1.2, 1.06, 1.4), None, True),
+        (Interval(-0.1, -0.2, -0.01), Interval(1.2, 1.06, 1.4), Interval(0.9, 0.8, 1.0), False),
+        (Interval(0.1, -0.01, 0.2), Interval(1.2, 1.05, 1.4), Interval(0.9, 0.8, 1.0), False),
+        (Interval(0.1, -0.01, 0.2), Interval(1.2, None, None), Interval(0.9, 0.8, 1.0), False),
     ],
 )
-def test_only_what_is_measurably_better_or_faster_is_worth_it(gain, speedup, said: bool):
-    assert Comparison(gain, speedup).is_worth_it == said
+def test_only_what_is_measurably_better_nearer_or_faster_is_worth_it(gain, nearness, speedup, said: bool):
+    assert Comparison(gain, nearness, speedup).is_worth_it == said
 
 
 def test_a_step_that_is_faster_but_not_smaller_stays(line, takes, tmp_path: Path):
@@ -173,9 +180,9 @@ def test_what_prepares_a_quantization_is_judged_by_it_and_dropped(line, takes, t
 def test_what_prepares_a_quantization_stays_where_that_is_better_for_it(line, tmp_path: Path, monkeypatch):
     asked = []
 
-    def compare(before, made, _data):
+    def compare(before, made, _judge):
         asked.append([[row["stage"] for row in waterfall.read(each.path)] for each in (before, made)])
-        return Comparison(Interval(0.1, 0.05, 0.2), None)
+        return Comparison(Interval(0.1, 0.05, 0.2), None, None)
 
     monkeypatch.setattr(worth, "compare", compare)
     made = compressed(line, SMOOTHED, tmp_path / "out")
@@ -208,34 +215,74 @@ def test_a_step_that_missed_its_target_is_not_hidden(monkeypatch: pytest.MonkeyP
     assert worth.dropped(made, made, made) is None
 
 
-def right(count: int) -> Any:
-    """A score of 100 rows of which the first `count` are right."""
-    rows = (np.arange(100) < count).astype(np.float64)[:, None]
-    return SimpleNamespace(row_stats=rows, statistic=lambda sums: sums[..., 0] / 100)
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch):
+    """Plant how many of 100 rows each of the two models has right."""
+
+    def plant(*right: int):
+        rows = [(np.arange(100) < count).astype(np.float64)[:, None] for count in right]
+        found = iter([SimpleNamespace(row_stats=each, statistic=lambda sums: sums[..., 0] / 100) for each in rows])
+        task = SimpleNamespace(read=task_named("text-classification").read, score=lambda *_: next(found))
+        monkeypatch.setattr(worth, "task_named", lambda _: task)
+
+    return plant
 
 
-def test_a_measurable_gain_in_the_metric_stays_without_a_clock(line, monkeypatch: pytest.MonkeyPatch):
+def judged(line, before=None, made=None):
     source, data = line
+    return worth.compare(before or source, made or source, worth.Judge(source, data))
+
+
+def test_a_measurable_gain_in_the_metric_stays_without_a_clock(line, scores, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(worth, "timed", None)
-    scores = iter([right(70), right(85)])
-    monkeypatch.setattr(worth, "score", lambda *_: next(scores))
-    found = worth.compare(source, source, data)
+    scores(70, 85)
+    found = judged(line)
     assert found.is_worth_it
     assert found.gain.value == pytest.approx(0.15)
 
 
-def test_a_gain_of_one_row_is_none(line, takes, monkeypatch: pytest.MonkeyPatch):
-    source, data = line
+def test_a_gain_of_one_row_is_none(line, takes, scores):
     takes(SAME_N)
-    scores = iter([right(70), right(71)])
-    monkeypatch.setattr(worth, "score", lambda *_: next(scores))
-    assert not worth.compare(source, source, data).is_worth_it
+    scores(70, 71)
+    assert not judged(line).is_worth_it
+
+
+@pytest.fixture
+def two_cuts(line, tmp_path: Path):
+    """The checkpoint with an eighth of its neurons gone, and with seven eighths."""
+    return [compressed(line, (Prune(ffn=share, multiple=8),), tmp_path / str(share)) for share in (0.125, 0.875)]
+
+
+def test_what_is_nearer_to_the_original_stays_without_a_clock(line, two_cuts, scores, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worth, "timed", None)
+    near, far = two_cuts
+    scores(70, 70)
+    found = judged(line, far, near)
+    assert found.nearness is not None
+    assert found.nearness.value > 1.5
+    assert found.is_worth_it
+
+
+def test_what_is_farther_is_not_and_the_reason_says_so(line, two_cuts, scores, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worth, "timed", lambda *_: [BEFORE_N, SAME_N])
+    near, far = two_cuts
+    scores(70, 70)
+    found = judged(line, near, far)
+    assert found.nearness is not None
+    assert found.nearness.value < 0.7
+    assert not found.is_worth_it
+    row = {"metric": "accuracy", "num_bytes": 10**6}
+    assert re.search(r" 0\.\d+ \(95% 0\.\d+ to 0\.\d+\) times as near to the original,", worth._reason(row, row, found))
+
+
+def test_nothing_is_nearer_where_both_answer_as_the_original(line, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worth, "timed", lambda *_: [BEFORE_N, SAME_N])
+    assert judged(line).nearness is None
 
 
 def test_both_are_exported_and_timed_on_the_users_rows(line, monkeypatch: pytest.MonkeyPatch):
-    source, data = line
     monkeypatch.setattr(worth, "_ROUNDS", Rounds(count=8, warm_up=1, seconds=1.0))
-    found = worth.compare(source, source, data)
+    found = judged(line)
     assert found.gain.value == 0.0
     assert found.speedup is not None
     assert found.speedup.value > 0
