@@ -125,20 +125,20 @@ def compress(
 
 
 def with_unlabeled(stages: Sequence[Stage], path: str) -> list[Stage]:
-    """Give every distillation the same rows without labels.
+    """Give every distillation, and every pruning that ends in one, the same rows without labels.
 
     Raises:
         UsageError: there is none, or one has its own.
     """
-    distillations = [each for each in stages if isinstance(each, Distil)]
-    if not distillations or any(each.unlabeled for each in distillations):
+    learn = [each for each in stages if isinstance(each, Distil) or (isinstance(each, Prune) and each.epochs)]
+    if not learn or any(each.unlabeled for each in learn):
         raise UsageError(
             "--unlabeled",
             expected="a recipe with a distillation that has no rows of its own",
-            found="no distillation" if not distillations else "a field unlabeled",
+            found="no distillation" if not learn else "a field unlabeled",
             next_step="change the recipe or leave the flag out",
         )
-    return [replace(each, unlabeled=path) if isinstance(each, Distil) else each for each in stages]
+    return [replace(each, unlabeled=path) if each in learn else each for each in stages]
 
 
 def _further(each: Stage) -> list[Artifact]:

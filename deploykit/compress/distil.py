@@ -16,7 +16,6 @@ from deploykit import checkpoint, stage
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
-from deploykit.compress.augment import augmented_rows
 from deploykit.compress.average import average
 from deploykit.compress.distillation import Objective, distil_from, reads_alike
 from deploykit.compress.divergence import divergence
@@ -24,10 +23,10 @@ from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.generate import generated_rows
 from deploykit.compress.reread import moved, reread
 from deploykit.compress.source import load_float
-from deploykit.compress.splice import spliced_rows
 from deploykit.compress.student import activity, keep_layers, keep_widths
 from deploykit.compress.student_asked import layers_of, objective_of, require, start_of, widths_of
 from deploykit.compress.teacher import teacher_outputs
+from deploykit.compress.train_sets import train_sets
 from deploykit.data import open_unlabeled
 from deploykit.train.labelled import Labelled, read_labelled, unlabeled
 from deploykit.train.loop import training_of
@@ -164,7 +163,8 @@ class Distil:
         require(bool(more) >= bool(self.unlabeled), "unlabeled", "its rows among the sources", "none of them")
         if generator is not None:
             more.append(open_unlabeled(generated_rows(generator, teacher, data, self.generate, self.seed)))
-        train_sets = self._train_sets(teacher, rows, [unlabeled(teacher, each) for each in more])
+        made_of = [unlabeled(teacher, each) for each in more]
+        learned = train_sets(teacher, rows, made_of, augment=self.augment, splice=self.splice, seed=self.seed)
         student = keep_layers(start, kept)
         if widths is not None:
             sample = rows.sample(CALIBRATION_ROWS, self.seed)
@@ -176,7 +176,7 @@ class Distil:
         history = distil_from(
             (source, teacher),
             student,
-            (*train_sets, validation),
+            (*learned, validation),
             objective,
             (training_of(self, student.spec.pad_id), scratch / ".train"),
         )
@@ -188,18 +188,9 @@ class Distil:
         return {
             **facts,
             "history": [asdict(epoch) for epoch in history.epochs],
-            "rows": list(map(len, train_sets)),
+            "rows": list(map(len, learned)),
             "divergence_by_share": {str(share): value for share, value in shares.items()},
         }
-
-    def _train_sets(self, teacher: Checkpoint, rows: Labelled, more: Sequence[Labelled]) -> list[Labelled]:
-        """Return the labelled rows, and all others, made of them or not, whose answers the teacher gives."""
-        return [
-            rows,
-            *more,
-            *augmented_rows(teacher, rows, self.augment, self.seed),
-            *spliced_rows(teacher, [rows, *more], self.splice, self.seed),
-        ]
 
     def _named(self, teacher: Checkpoint, found: Sequence[Artifact]) -> tuple[Checkpoint, Artifact | None]:
         """Return what the student is cut from, and who writes rows."""

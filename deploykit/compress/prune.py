@@ -3,32 +3,32 @@
 Heads and neurons go that the others can best make up for on calibration rows, wherever they are, so layers may end with
 different widths (`prune_step`); a target of speed or size instead of shares is met by the search of `budget`. Layers
 are scored by the loss without them, hidden dimensions by their activity (`shape`). With `epochs`, the pruned model is
-distilled from the unpruned one. With `steps`, this is done again and again, a part of the way each time: what the
+distilled from the unpruned one, on its rows and as many more as are asked for (`train_sets`). With `steps`, this is done again and again, a part of the way each time: what the
 recovered model still has is scored anew (Molchanov et al. 2017, section 2).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from deploykit import families
+from deploykit import families, stage
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import latency_probes, waterfall
-from deploykit.compress.augment import augmented_rows
 from deploykit.compress.budget import Served, budget, require_targets
 from deploykit.compress.distillation import Objective, distil_from, matching_layers
+from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.finished_steps import Found, forget, once
 from deploykit.compress.prune_step import Goal, Latency, Plan, Weight, by_goal, by_shares, cut, latency, share_after
 from deploykit.compress.slicing import require_reachable
 from deploykit.compress.source import load_float
+from deploykit.compress.train_sets import train_sets
 from deploykit.errors import TrainingStopped, UsageError
-from deploykit.stage import settings_of
-from deploykit.train.labelled import Labelled, read_labelled
+from deploykit.train.labelled import Labelled, read_labelled, unlabeled
 from deploykit.train.loop import Training, training_of
 
 _TARGETS = ("speedup", "target_ms", "size_mb")
@@ -59,8 +59,15 @@ class Prune:
     batch_size: int = 32
     seed: int = 0
     max_train_samples: int | None = None
+    unlabeled: str | None = field(default=None, metadata=stage.FURTHER_ROWS)
+    """A file or folder of rows without labels, which learn from the unpruned model alone, as `distil` has it."""
     augment: int = 0
     """Copies of each training row with some words replaced by near ones, for the unpruned model to judge."""
+    splice: int = 0
+    """How many rows are made of pieces of two of all the others, for it to judge."""
+    freeze_embeddings: bool = False
+    """Leave the word embeddings as they are: a step takes less, and words that the rows do not have stay where the
+    others are."""
     layers: int | None = None
     """How many whole layers to remove; shares are then of those that stay."""
     hidden_size: int | None = None
@@ -99,11 +106,14 @@ class Prune:
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         require_targets({name: getattr(self, name) for name in _TARGETS})
-        for name in ("epochs", "augment"):
+        for name in ("epochs", "augment", "splice"):
             if (number := getattr(self, name)) < 0:
                 raise ValueError(f"{name} must not be negative, not {number}")
-        if self.augment and not (self.epochs and self._objective(((1, 1),)).asks_the_teacher()):
-            raise ValueError("augment has no effect without epochs, or where alpha is 1 and hidden_weight is 0")
+        for name in ("unlabeled", "augment", "splice"):
+            if getattr(self, name) and not (self.epochs and self._objective(((1, 1),)).asks_the_teacher()):
+                raise ValueError(f"{name} has no effect without epochs, or where alpha is 1 and hidden_weight is 0")
+        if self.freeze_embeddings and not self.epochs:
+            raise ValueError("freeze_embeddings has no effect without epochs")
         self._objective(()), self._training(0)
 
     def __call__(self, *sources: Artifact, scratch: Path) -> Mapping[str, Any]:
@@ -111,11 +121,15 @@ class Prune:
 
         Its row of the waterfall then says so, and names the nearest point.
 
+        Args:
+            sources: the checkpoint, the labelled rows, and those that `unlabeled` names.
+            scratch: the payload.
+
         Raises:
             UsageError: a share cannot be reached, a target is met already, or the checkpoint is quantized.
             TrainingStopped: a loss is not finite.
         """
-        source, data = sources
+        source, data, *further = sources
         before = load_float(source, self.verb)
         self._require_reachable(before.model)
         rows = read_labelled(before, data, "train").trainable()
@@ -124,9 +138,11 @@ class Prune:
         goal = self._goal(before, sample)
         plan = self._plan(before, sample, goal)
         learned = rows.sample(self.max_train_samples, self.seed)
-        learn = (learned, *augmented_rows(before, learned, self.augment, self.seed), validation)
-        made, facts = self._stepwise(plan, partial(self._recovered, (source, before), learn, scratch), scratch)
-        row = waterfall.measure(made, validation, self.verb, settings_of(self))
+        more = [unlabeled(before, each) for each in further]
+        learn = train_sets(before, learned, more, augment=self.augment, splice=self.splice, seed=self.seed)
+        recover = partial(self._recovered, (source, before), (*learn, validation), scratch)
+        made, facts = self._stepwise(plan, recover, scratch)
+        row = waterfall.measure(made, validation, self.verb, stage.settings_of(self))
         row = replace(row, missed=goal.missed(made) if goal else None)
         written = waterfall.add(made, waterfall.begun((source, before), validation), row, scratch)
         notes = goal.notes(made) if goal else {}
@@ -178,6 +194,8 @@ class Prune:
     ) -> Found:
         """Distil a step's model from the unpruned one; the facts gain its epochs."""
         made, facts = found
+        if self.freeze_embeddings:
+            word_embeddings(made.model).weight.requires_grad = False
         depths = [len(families.blocks(each.model)) for each in (made, teacher[1])]
         training = (self._training(made.spec.pad_id), scratch / ".train")
         history = distil_from(teacher, made, learn, self._objective(matching_layers(*depths)), training)

@@ -94,8 +94,9 @@ def test_rows_without_labels_are_a_source_of_their_stage_wherever_they_lie(line,
 
 
 def test_the_flag_gives_its_rows_to_every_distillation_that_has_none():
-    given = compress.with_unlabeled([Distil(layers=2), Prune(ffn=0.5), Distil(layers=1)], "more.txt")
-    assert [getattr(each, "unlabeled", None) for each in given] == ["more.txt", None, "more.txt"]
+    learn_or_not: list[Any] = [Distil(layers=2), Prune(ffn=0.5), Prune(ffn=0.5, epochs=1), Distil(layers=1)]
+    given = compress.with_unlabeled(learn_or_not, "more.txt")
+    assert [getattr(each, "unlabeled", None) for each in given] == ["more.txt", None, "more.txt", "more.txt"]
     for stages in ([Quantize()], [Distil(layers=1, unlabeled="own.txt")]):
         with pytest.raises(UsageError, match="--unlabeled"):
             compress.with_unlabeled(stages, "more.txt")

@@ -19,11 +19,12 @@ from deploykit.checkpoint import Checkpoint
 from deploykit.compress import latency_probes, prune, waterfall
 from deploykit.compress.budget import Served, size_costs
 from deploykit.compress.distillation import distil_from
+from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.latency_table import Curve, LatencyTable, LayerCost, smallest
 from deploykit.compress.prune import Prune
 from deploykit.compress.prune_step import share_after, still_to_go
 from deploykit.compress.shape import fewest_missed, mean_loss
-from deploykit.data import open_dataset
+from deploykit.data import open_dataset, open_unlabeled
 from deploykit.errors import TrainingStopped, UsageError
 from deploykit.families import Structure
 from deploykit.train.labelled import Labelled, read_labelled
@@ -301,8 +302,33 @@ def test_recovery_learns_from_augmented_copies_of_the_rows_that_it_takes(
         return distil_from(teacher, student, rows, *rest)
 
     monkeypatch.setattr(prune, "distil_from", distil)
-    pruned(bert, reviews, tmp_path / "out", ffn=0.5, steps=2, epochs=1, augment=3, max_train_samples=8)
-    assert learned == [[8, 24, 48], [8, 24, 48]]
+    pruned(bert, reviews, tmp_path / "out", ffn=0.5, steps=2, epochs=1, augment=3, splice=5, max_train_samples=8)
+    assert learned == [[8, 24, 5, 48], [8, 24, 5, 48]]
+
+
+def test_recovery_learns_from_rows_without_labels_and_their_content_enters_the_digest(
+    bert: Path, reviews: Path, tmp_path: Path
+):
+    more = [tmp_path / name / "more.txt" for name in ("one", "same", "other")]
+    for file, text in zip(more, ("a good film\n", "a good film\n", "a bad film\n"), strict=True):
+        file.parent.mkdir()
+        file.write_text(text)
+    source, data = checkpoints.open_checkpoint(bert), open_dataset(reviews)
+    asked = [Prune(ffn=0.5, epochs=1, unlabeled=str(file)) for file in more]
+    made = [
+        stage.run(each, source, data, open_unlabeled(file), out=file.parent / "made")
+        for each, file in zip(asked, more, strict=True)
+    ]
+    assert made[0].digest == made[1].digest != made[2].digest
+
+
+def test_frozen_embeddings_stay_while_the_layers_recover(bert: Path, reviews: Path, tmp_path: Path):
+    whole = checkpoints.load(checkpoints.open_checkpoint(bert)).model
+    for frozen in (True, False):
+        out = pruned(bert, reviews, tmp_path / str(frozen), ffn=0.5, epochs=1, freeze_embeddings=frozen)
+        made = checkpoints.load(out).model
+        tables = [word_embeddings(each).weight for each in (whole, made)]
+        assert torch.equal(*tables) == frozen
 
 
 @pytest.mark.parametrize(
@@ -322,6 +348,10 @@ def test_recovery_learns_from_augmented_copies_of_the_rows_that_it_takes(
         ({"ffn": 0.5, "steps": 0}, "steps must be at least 1"),
         ({"ffn": 0.5, "augment": -1, "epochs": 1}, "augment must not be negative"),
         ({"ffn": 0.5, "augment": 1}, "augment has no effect"),
+        ({"ffn": 0.5, "splice": -1, "epochs": 1}, "splice must not be negative"),
+        ({"ffn": 0.5, "splice": 1}, "splice has no effect"),
+        ({"ffn": 0.5, "unlabeled": "more.txt"}, "unlabeled has no effect"),
+        ({"ffn": 0.5, "freeze_embeddings": True}, "freeze_embeddings has no effect"),
         ({"ffn": 0.5, "augment": 1, "epochs": 1, "alpha": 1.0, "hidden_weight": 0.0}, "augment has no effect"),
     ],
 )
