@@ -3,8 +3,9 @@
 Heads and neurons go that the others can best make up for on calibration rows, wherever they are, so layers may end with
 different widths (`prune_step`); a target of speed or size instead of shares is met by the search of `budget`. Layers
 are scored by the loss without them, hidden dimensions by their activity (`shape`). With `epochs`, the pruned model is
-distilled from the unpruned one, on its rows and as many more as are asked for (`train_sets`). With `steps`, this is done again and again, a part of the way each time: what the
-recovered model still has is scored anew (Molchanov et al. 2017, section 2).
+distilled from the unpruned one, on its rows and as many more as are asked for (`train_sets`). With `steps`, this is
+done again and again, a part of the way each time: what the recovered model still has is scored anew (Molchanov et al.
+2017, section 2).
 """
 
 from collections.abc import Callable, Mapping
