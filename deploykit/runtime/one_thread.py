@@ -10,10 +10,11 @@ what a batch of few rows computes stays in a core's cache. On two threads (AVX-5
 250 us a row in batches of 32 shared between the threads, and 186 us in halves of them, one a thread; on one thread
 alone, 474 us a row in batches of 32 and 380 in batches of 8 (another run, beside other work).
 
-What holds on the machine at hand is measured when a model is opened, and then on the rows that it answers: a virtual
-machine's idle core may take long to wake for seconds on end, in which one in twenty openings found one thread faster
-where two were, and such a model went on taking up to 1.47 times as long. Now calls go to the session that seemed slower
-where that was not by much: the second, fourth, eighth and so on, and every 256th.
+What holds on the machine at hand is measured when a model is opened, and then on the rows that it answers, by inputs of
+about one length: a virtual machine's idle core may take long to wake for seconds on end, and of a narrow model opened
+right after an export, one in twelve was taken for faster on all threads and went on taking 1.85 times as long. The
+session that seemed slower is tried with the second, fourth, eighth and so on call of a length and, where that was not
+by much, with every 256th.
 """
 
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,17 +38,19 @@ Feeds = Mapping[str, NDArray[np.int64]]
 Clock = Callable[[], float]
 """Seconds from any fixed point."""
 
-_SHORT = 16
+_LENGTHS = (12, 24, 48, 96)
+"""Tokens of the rows that are timed when a model is opened; each stands for those up to a third longer."""
+_ALIKE = 8
 """Inputs of fewer tokens are of one class; of fewer than twice as many, of the next, and so on."""
-_CLASSES = 4
-"""Longer inputs always gain from all threads."""
 _KEPT = 5
-"""Calls of either session by whose median a class is decided."""
+"""Last calls of either session by whose median a class is decided."""
+_ENOUGH = 3
+"""Calls of either session without which nothing is decided."""
 _AGAIN = 256
 """How often the session that seemed slower is tried again, once a class has had as many calls."""
 _CLOSE = 1.5
-"""Times as long: a session that takes more is not tried again."""
-_TURNS, _CALLS = 3, 3
+"""Times as long: a session that takes more is tried ever more rarely."""
+_TURNS, _CALLS = 5, 3
 """Each session has so many turns at each length, of one untimed call and so many timed ones."""
 _TOKENS_OF_MANY = 32
 """Of each of the rows with which small batches are timed."""
@@ -56,31 +60,30 @@ class Choice:
     """Which of two sessions is faster for inputs of about one length, by the last calls of each; safe between threads.
 
     Args:
-        shared_s: seconds a token of calls that all threads shared.
-        alone_s: of calls of one thread.
+        ratio: how many times as long as on one thread a call takes that all threads share, as timed at first.
     """
 
-    def __init__(self, shared_s: Sequence[float], alone_s: Sequence[float]) -> None:
-        self._seconds = [tuple(shared_s)[-_KEPT:], tuple(alone_s)[-_KEPT:]]
+    def __init__(self, ratio: float) -> None:
+        self._seconds: list[tuple[float, ...]] = [(), ()]
         self._calls = 0
-        self._decide()
+        self._set(ratio)
 
     def next(self) -> bool:
         """Return whether one thread is to answer the next call: where that is faster, but for a call now and then."""
         self._calls += 1
         doubled = self._calls > 1 and self._calls & (self._calls - 1) == 0
-        return self.alone != (self._is_close and (doubled or self._calls % _AGAIN == 0))
+        return self.alone != (doubled or (self._is_close and self._calls % _AGAIN == 0))
 
     def add(self, seconds_a_token: float, *, alone: bool) -> None:
         """Learn what a call took."""
-        self._seconds[alone] = (*self._seconds[alone][1:], seconds_a_token)
-        if alone != self.alone:
-            self._decide()
+        self._seconds[alone] = (*self._seconds[alone], seconds_a_token)[-_KEPT:]
+        if alone != self.alone and min(map(len, self._seconds)) >= _ENOUGH:
+            shared_s, alone_s = map(median, self._seconds)
+            self._set(shared_s / alone_s)
 
-    def _decide(self) -> None:
-        shared_s, alone_s = (sorted(seconds)[len(seconds) // 2] for seconds in self._seconds)
-        self.alone = alone_s < shared_s
-        self._is_close = max(shared_s, alone_s) < _CLOSE * min(shared_s, alone_s)
+    def _set(self, ratio: float) -> None:
+        self.alone = ratio > 1
+        self._is_close = _are_close(ratio)
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,20 @@ class OneThread:
 
     session: ort.InferenceSession
     choices: tuple[Choice, ...]
-    """Of inputs of fewer than `_SHORT` tokens, padding included; of fewer than twice as many; and so on."""
+    """Of inputs of fewer than `_ALIKE` tokens, padding included; of fewer than twice as many; and so on."""
     pool: ThreadPoolExecutor | None = None
     """As many threads as a call may take, each for small batches of its own; None where sharing a batch is faster."""
 
     def choice_for(self, tokens: int) -> Choice | None:
         """Return the choice for inputs of so many tokens; None where all threads are always faster."""
-        index = (tokens // _SHORT).bit_length()
+        index = tokens // _ALIKE
         return self.choices[index] if index < len(self.choices) else None
 
     @property
     def most_tokens(self) -> int:
         """The most tokens of an input for which one thread seems faster now, as every smaller number's."""
         classes = next((i for i, choice in enumerate(self.choices) if not choice.alone), len(self.choices))
-        return (_SHORT << classes - 1) - 1 if classes else 0
+        return max(classes * _ALIKE - 1, 0)
 
 
 def fitted(
@@ -127,16 +130,16 @@ def fitted(
         clock: for tests.
     """
     longest, threads = limits
+    ratios: list[float] = []
     choices: list[Choice] = []
-    for index in range(_CLASSES):
-        tokens = min(3 * (_SHORT << index) // 4, longest)
-        feeds = feeds_of(tokens)
-        shared_s, alone_s = _in_turn(partial(shared.run, None, feeds), partial(alone.run, None, feeds), clock)
-        choices.append(Choice([taken / tokens for taken in shared_s], [taken / tokens for taken in alone_s]))
-        if not choices[-1].alone or tokens == longest:
+    for length in _LENGTHS:
+        feeds = feeds_of(min(length, longest))
+        ratios.append(_ratio(partial(shared.run, None, feeds), partial(alone.run, None, feeds), clock))
+        choices += [Choice(ratios[-1]) for _ in range(len(choices) * _ALIKE, 4 * length // 3, _ALIKE)]
+        if ratios[-1] <= 1 or length >= longest:
             break
     pool = _pool(shared, alone, feeds_of(min(_TOKENS_OF_MANY, longest)), threads, clock) if many else None
-    return OneThread(alone, tuple(choices), pool) if pool or choices[0].alone else None
+    return OneThread(alone, tuple(choices), pool) if pool or ratios[0] > 1 or _are_close(ratios[0]) else None
 
 
 def _pool(
@@ -146,8 +149,7 @@ def _pool(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="batch")
     part, whole = (_rows(row, count) for count in (ROWS_TOGETHER, ROWS_TOGETHER * threads))
     apart = partial(side_by_side, pool, partial(alone.run, None), [part] * threads)
-    shared_s, apart_s = _in_turn(partial(shared.run, None, whole), apart, clock)
-    if np.median(apart_s) < np.median(shared_s):
+    if _ratio(partial(shared.run, None, whole), apart, clock) > 1:
         return pool
     pool.shutdown()
     return None
@@ -163,17 +165,28 @@ def tokens_of(feeds: Mapping[str, Any]) -> int:
     return int(next(iter(feeds.values())).size)
 
 
-def _in_turn(one: Callable[[], object], other: Callable[[], object], clock: Clock) -> tuple[list[float], list[float]]:
-    """Time two calls in turn; return the seconds of each."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def _are_close(ratio: float) -> bool:
+    return max(ratio, 1 / ratio) < _CLOSE
+
+
+def _ratio(one: Callable[[], object], other: Callable[[], object], clock: Clock) -> float:
+    """Time two calls in turn; return how many times as long the first takes, the median over the turns."""
+    found = []
     for _ in range(_TURNS):
-        for call, found in zip((one, other), seconds, strict=True):
-            call()
-            for _ in range(_CALLS):
-                started = clock()
-                call()
-                found.append(clock() - started)
-    return seconds
+        taken = [_seconds(call, clock) for call in (one, other)]
+        found.append(taken[0] / taken[1])
+    return median(found)
+
+
+def _seconds(call: Callable[[], object], clock: Clock) -> float:
+    """Return the median seconds of one turn's calls."""
+    call()
+    taken = []
+    for _ in range(_CALLS):
+        started = clock()
+        call()
+        taken.append(clock() - started)
+    return median(taken)
 
 
 def _rows(row: Feeds, count: int) -> Feeds:
