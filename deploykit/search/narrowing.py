@@ -88,8 +88,10 @@ def _values(found: Any, path: tuple[str, ...], where: Where) -> tuple[Any, ...]:
 
 def _require_usable(values: Mapping[str, tuple[Any, ...]], entry: "Entry", path: tuple[str, ...], where: Where) -> None:
     """Make the stage with each value once, so that its own checks speak."""
-    on = {name: next(filter(None, values.get(name, ())), value) for name, value in entry.switches.items()}
+    some = {name: next(filter(None, values.get(name, ())), value) for name, value in entry.switches.items()}
     for name, found in values.items():
+        off = entry.rivals if name in entry.rivals.values() else entry.rivals.values()
+        on = {switch: value for switch, value in some.items() if switch not in off}
         needed = dict([entry.needs[name]]) if name in entry.needs else {}
         for index, value in enumerate(found):
             if value or name not in entry.switches:

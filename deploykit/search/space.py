@@ -29,6 +29,8 @@ from deploykit.stage import Stage, further_sources, settings_of
 Value = str | int | float | bool | None
 Assignment = Mapping[str, Value]
 """Setting, as `distil.layers`, to value; of a stage that is left out only the switches."""
+OFF: Value = 0
+"""Of a switch."""
 Choose = Callable[[str, tuple[Value, ...]], Value]
 """Pick one of the values of a setting."""
 
@@ -56,6 +58,8 @@ class Entry:
     """The verb of an earlier stage which this one takes the place of: a recipe has one of them at most."""
     needs: Mapping[str, tuple[str, Value]] = field(default_factory=dict)
     """Settings that are refused without another, with that one and any value of it that is on."""
+    rivals: Mapping[str, str] = field(default_factory=dict)
+    """Switches that are refused beside an earlier one, with that one."""
 
 
 def _distil(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
@@ -80,14 +84,28 @@ def _narrower(widths: Sequence[int], divisor: int) -> tuple[Value, ...]:
     return (None, *([narrower] if (narrower := min(widths) // divisor) else []))
 
 
-def _prune(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
-    return {"heads": (0, 0.25, 0.5), "ffn": (0, 0.25, 0.5, 0.75), "epochs": (0, 1, 3)}
+def _prune(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
+    if not _has_latency_table(facts):
+        return {"speedup": (0,), "heads": (0, 0.25, 0.5), "ffn": (0, 0.25, 0.5, 0.75), "epochs": (0, 1, 3)}
+    return {
+        "speedup": (0, 2.0, 3.0, 4.5),
+        "precision": (facts.precision or "int8",),
+        "heads": (0,),
+        "ffn": (0,),
+        "epochs": (1, 3),
+        "learning_rate": (1e-4, 2e-4),
+        "splice": (0, 50_000),
+    }
 
 
 def _prune_post_training(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
-    if facts.provider != "cpu" or facts.precision not in (None, "fp32", "int8"):
-        return {}  # its latency tables are of these
+    if not _has_latency_table(facts):
+        return {}
     return {"speedup": (0, 1.25, 1.5, 1.75), "precision": (facts.precision or "int8",)}
+
+
+def _has_latency_table(facts: Facts) -> bool:
+    return facts.provider == "cpu" and facts.precision in (None, "fp32", "int8")
 
 
 def _prune_vocabulary(_facts: Facts) -> Mapping[str, tuple[Value, ...]]:
@@ -118,7 +136,13 @@ ENTRIES: tuple[Entry, ...] = (
         _distil,
         needs={"generate": ("generator", "any"), "generator": ("generate", 1), "average": ("student", "any")},
     ),
-    Entry(Prune, {"heads": 0.5, "ffn": 0.5}, _prune),
+    Entry(
+        Prune,
+        {"speedup": 2.0, "heads": 0.5, "ffn": 0.5},
+        _prune,
+        needs={"precision": ("speedup", 2.0), "learning_rate": ("epochs", 1), "splice": ("epochs", 1)},
+        rivals={"heads": "speedup", "ffn": "speedup"},
+    ),
     Entry(PrunePostTraining, {"speedup": 1.5}, _prune_post_training, instead_of=Prune.verb),
     Entry(PruneVocabulary, {"min_count": 1}, _prune_vocabulary),
     Entry(Smooth, {"alpha": 0.5}, _smooth),
@@ -142,6 +166,8 @@ class Part:
     """As of its entry."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """Settings that are refused without another."""
+    rivals: Mapping[str, str] = field(default_factory=dict)
+    """As of its entry."""
 
     def assign(self, choose: Choose) -> dict[str, Value]:
         """Have each setting chosen, the switches first, the others where they matter."""
@@ -149,6 +175,8 @@ class Part:
         for name, values in {**self.switches, **self.others}.items():
             if self._matters(name, chosen):
                 chosen[name] = choose(self.named(name), values)
+            elif name in self.switches:
+                chosen[name] = OFF
         return {self.named(name): value for name, value in chosen.items()}
 
     def assignments(self) -> Iterator[dict[str, Value]]:
@@ -157,7 +185,10 @@ class Part:
         for name, values in {**self.switches, **self.others}.items():
             grown: list[dict[str, Value]] = []
             for each in found:
-                grown += [{**each, name: value} for value in values] if self._matters(name, each) else [each]
+                if self._matters(name, each):
+                    grown += [{**each, name: value} for value in values]
+                else:
+                    grown.append({**each, name: OFF} if name in self.switches else each)
             found = grown
         for chosen in found:
             yield {self.named(name): value for name, value in chosen.items()}
@@ -165,7 +196,7 @@ class Part:
     def _matters(self, name: str, chosen: Assignment) -> bool:
         """Tell whether a setting has an effect beside those chosen before it."""
         if name in self.switches:
-            return True
+            return not chosen.get(self.rivals.get(name, ""))
         return any(chosen[switch] for switch in self.switches) and self._has_what_it_needs(name, chosen)
 
     def _has_what_it_needs(self, name: str, chosen: Assignment) -> bool:
@@ -178,7 +209,8 @@ class Part:
         if not on:
             return None
         asked = {name: assignment[self.named(name)] for name in self.others if self.named(name) in assignment}
-        fixed = {name: value for name, value in self.fixed.items() if self._has_what_it_needs(name, asked)}
+        chosen = {**asked, **{name: assignment[self.named(name)] for name in self.switches}}
+        fixed = {name: value for name, value in self.fixed.items() if self._has_what_it_needs(name, chosen)}
         return self._with({**fixed, **asked, **on})
 
     @cached_property
@@ -193,8 +225,12 @@ class Part:
 
     def gentlest(self) -> Stage | None:
         """Make the stage with its first values; None where it can only be left out."""
-        on = {name: value for name, values in self.switches.items() if (value := next(filter(None, values), None))}
-        return self._with({**self.fixed, **on}) if on else None
+        on: dict[str, Value] = {}
+        for name, values in self.switches.items():
+            if self._matters(name, on) and any(values):
+                on[name] = next(value for value in values if value)
+        fixed = {name: value for name, value in self.fixed.items() if self._has_what_it_needs(name, on)}
+        return self._with({**fixed, **on}) if on else None
 
     def _with(self, wanted: Mapping[str, Any]) -> Stage:
         values = {**self.own, **wanted}
@@ -292,10 +328,12 @@ def _part(entry: Entry, choices: Mapping[str, tuple[Value, ...]], own: Mapping[s
     """Put together the table, the pipeline's own stage and its section `search`, which has the last word."""
     wanted = narrowing.values.get(entry.stage.verb, {})
     needs = {name: needed for name, (needed, _) in entry.needs.items()}
+    if any(name in wanted for name in entry.rivals):
+        choices = {**choices, **dict.fromkeys(entry.rivals.values(), (OFF,))}
     values: dict[str, tuple[Value, ...]] = {
         name: (*known, *([own[name]] if own.get(name) not in (None, *known) else []))
         for name, known in choices.items()
-        if name not in needs or own.get(needs[name]) or any(wanted.get(needs[name], ()))
+        if name not in needs or own.get(needs[name]) or any(wanted.get(needs[name], choices.get(needs[name], ())))
     }
     values |= wanted
     others = sorted((name for name in values if name not in entry.switches), key=lambda name: name in needs)
@@ -303,7 +341,7 @@ def _part(entry: Entry, choices: Mapping[str, tuple[Value, ...]], own: Mapping[s
     searched = {name: values[name] for name in others if len(values[name]) > 1}
     rest = {name: value for name, value in own.items() if name not in values}
     switches = {name: values[name] for name in entry.switches}
-    return Part(entry.stage, switches, searched, single, rest, entry.instead_of, needs)
+    return Part(entry.stage, switches, searched, single, rest, entry.instead_of, needs, entry.rivals)
 
 
 def _require_possible(part: Part, narrowing: Narrowing) -> None:

@@ -59,7 +59,7 @@ def test_a_section_narrows_the_space_and_the_pipelines_own_settings_stay(tmp_pat
     assert {stages[0] for stages in found if isinstance(stages[0], Distil)} == students
     assert {stages[-1] for stages in found} == {Quantize(weight_bits=7), Quantize(weight_bits=8)}
     assert {stage.heads for stages in found for stage in stages if isinstance(stage, Prune)} == {0.5}
-    assert len(found) == len(set(found)) == (1 + 2 * 4 * 3) * (1 + 3 + 3) * 2 * 2
+    assert len(found) == len(set(found)) == (1 + 2 * 4 * 3) * (1 + 2 * 2 * 2 + 3) * 2 * 2
 
 
 def test_stages_come_in_the_order_of_the_table_and_are_left_out_where_switched_off():
@@ -90,7 +90,7 @@ def test_every_assignment_is_found_again_from_its_recipe(tmp_path):
 def test_settings_of_a_stage_that_is_left_out_are_not_asked():
     space = space_of(FACTS, (), Narrowing())
     asked = space.assign(lambda _, values: values[0])
-    prunes = ("prune.heads", "prune.ffn", "prune-post-training.speedup", "prune-vocabulary.min_count")
+    prunes = ("prune.speedup", "prune.heads", "prune.ffn", "prune-post-training.speedup", "prune-vocabulary.min_count")
     off = ("distil.layers", *prunes, "smooth.alpha")
     assert asked == {**dict.fromkeys((*off, "train-quantized.epochs"), 0), "quantize.scheme": "dynamic-int8"}
 
@@ -164,10 +164,32 @@ def test_what_only_the_checkpoint_shows_is_located_too(tmp_path):
     assert ":12: search.quantize" in caught.value.where
 
 
+def test_where_there_is_a_clock_pruning_is_asked_for_speed_unless_the_section_names_shares():
+    for facts, section, targets in (
+        (FACTS, {}, {(2.0, None, None), (3.0, None, None), (4.5, None, None)}),
+        (FACTS, {"heads": (0, 0.5)}, {(None, 0.5, None)}),
+        (FACTS, {"speedup": (0, 8.0), "ffn": (0, 0.25)}, {(8.0, None, None), (None, None, 0.25)}),
+        (facts_of(6, "cuda", "fp16"), {"ffn": (0,)}, {(None, 0.25, None), (None, 0.5, None)}),
+    ):
+        space = space_of(facts, (), Narrowing({"prune": section, "distil": {"layers": (0,)}}))
+        found = {stage for stages in recipes(space) for stage in stages if isinstance(stage, Prune)}
+        assert {(each.speedup, each.heads, each.ffn) for each in found} == targets
+        assert all(each.precision == (None if each.speedup is None else "int8") for each in found)
+
+
+def test_the_pipelines_own_shares_are_tried_beside_targets_and_never_with_them():
+    own = (Prune(ffn=0.7, epochs=2), Quantize())
+    space = space_of(FACTS, own, Narrowing())
+    assert space.assignment_of(own) is not None
+    found = {stage for stages in recipes(space) for stage in stages if isinstance(stage, Prune)}
+    assert {(each.speedup, each.ffn) for each in found} == {(2.0, None), (3.0, None), (4.5, None), (None, 0.7)}
+
+
 def test_a_recipe_prunes_in_one_way_whoever_chooses():
     space = space_of(FACTS, (), Narrowing())
     on = space.assign(lambda _, values: values[-1])
-    assert on["prune.heads"]
+    assert on["prune.speedup"]
+    assert on["prune.heads"] == on["prune.ffn"] == 0
     assert on["prune-post-training.speedup"] == 0
     both = (Prune(heads=0.5), PrunePostTraining(speedup=1.5), Quantize())
     assert space.assignment_of(both) is None
