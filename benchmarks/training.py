@@ -31,7 +31,7 @@ from deploykit.tasks import task_named
 from deploykit.train.batch import Example, collate, examples_of
 from deploykit.train.finetune import cross_entropy
 from deploykit.train.labelled import labelled
-from deploykit.train.loop import Training, precision, train
+from deploykit.train.loop import Evaluation, Training, precision, train
 
 OURS, THEIRS = "deploykit", "Trainer"
 BATCH_SIZE = 32
@@ -44,7 +44,9 @@ def train_ours(checkpoint: Checkpoint, examples: Sequence[Example]) -> object:
     """Train for one epoch with deploykit's loop; its one evaluation costs nothing here."""
     settings = Training(epochs=1, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE, pad_id=checkpoint.spec.pad_id)
     with tempfile.TemporaryDirectory() as folder:
-        return train(checkpoint.model, examples, cross_entropy, lambda: 0.0, settings, Path(folder) / "work")
+        return train(
+            checkpoint.model, examples, cross_entropy, lambda: Evaluation(0.0), settings, Path(folder) / "work"
+        )
 
 
 def train_theirs(checkpoint: Checkpoint, examples: Sequence[Example]) -> object:

@@ -7,28 +7,26 @@ soft labels (Hinton et al. 2015), hidden states and attention scores (Jiao et al
 `unlabeled` text, `augment`ed copies, text that a language model writes (`generate`), and rows `splice`d of all of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from deploykit import checkpoint, stage
+from deploykit import stage
 from deploykit.artifact import Artifact, Kind
 from deploykit.checkpoint import Checkpoint
 from deploykit.compress import waterfall
 from deploykit.compress.average import average
-from deploykit.compress.distillation import Objective, distil_from, reads_alike
-from deploykit.compress.divergence import divergence
+from deploykit.compress.distillation import Objective, distil_from, evaluation, reads_alike
 from deploykit.compress.embeddings import word_embeddings
 from deploykit.compress.generate import generated_rows
-from deploykit.compress.reread import moved, reread
+from deploykit.compress.reread import reread
 from deploykit.compress.source import load_float
 from deploykit.compress.student import activity, keep_layers, keep_widths
 from deploykit.compress.student_asked import layers_of, objective_of, require, start_of, widths_of
-from deploykit.compress.teacher import teacher_outputs
 from deploykit.compress.train_sets import train_sets
 from deploykit.data import open_unlabeled
-from deploykit.train.labelled import Labelled, read_labelled, unlabeled
+from deploykit.train.labelled import read_labelled, unlabeled
 from deploykit.train.loop import training_of
 
 CALIBRATION_ROWS = 512
@@ -176,13 +174,14 @@ class Distil:
         history = distil_from(
             (source, teacher),
             student,
-            (*learned, validation),
+            (*learned, judged),
             objective,
             (training_of(self, student.spec.pad_id), scratch / ".train"),
         )
         shares = {}
         if self.average:
-            shares = average(began, student.model, _divergence((source, teacher), judged, student))
+            evaluate = evaluation((source, teacher), student, judged)
+            shares = average(began, student.model, lambda: -evaluate().rank)
         row = waterfall.measure(student, validation, self.verb, stage.settings_of(self))
         facts = waterfall.add(student, waterfall.begun((source, teacher), judged), row, scratch)
         return {
@@ -200,12 +199,3 @@ class Distil:
         named = dict(zip(expected, found, strict=True))
         start = start_of(self, teacher, named["student"]) if "student" in named else teacher
         return start, named.get("generator")
-
-
-def _divergence(teacher: tuple[Artifact, Checkpoint], rows: Labelled, student: Checkpoint) -> Callable[[], float]:
-    """Return what measures how far a student, as it then stands, is from its teacher on some rows."""
-    source, model = teacher
-    own = rows if reads_alike(student, model) else reread(rows, student)
-    said = teacher_outputs(source.digest, model, rows.encodings, ()).logits
-    theirs = moved(rows, own.encodings, said, 0)
-    return lambda: divergence(theirs, checkpoint.logits(student, own.encodings), own.targets)

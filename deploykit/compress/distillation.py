@@ -22,18 +22,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from deploykit import checkpoint as checkpoints
 from deploykit import families
 from deploykit.artifact import Artifact
 from deploykit.checkpoint import Checkpoint, input_names, kept_when_stopped
 from deploykit.compress import observe
+from deploykit.compress.divergence import divergence
 from deploykit.compress.losses import attention_loss, attention_scores, hidden_loss, relation_loss, soft_label_loss
 from deploykit.compress.observe import Observed, Seen
 from deploykit.compress.reread import moved, reread
 from deploykit.compress.teacher import TeacherOutputs, on_accelerator, states_to_keep, teacher_outputs
-from deploykit.tasks.task import IGNORED
+from deploykit.tasks import task_named
+from deploykit.tasks.task import IGNORED, Logits
 from deploykit.train.batch import LABELS, Batch, Example, examples_of
-from deploykit.train.labelled import Labelled, score
-from deploykit.train.loop import History, Training, train
+from deploykit.train.labelled import Labelled
+from deploykit.train.loop import Evaluate, Evaluation, History, Training, train
 
 _MOST_PAIRS = 4
 
@@ -111,12 +114,14 @@ def distil_from(
     objective: Objective,
     training: tuple[Training, Path],
 ) -> History:
-    """Train the student in place; its best weights on the validation rows are left in it.
+    """Train the student in place; the weights that diverge least from the teacher on validation are left in it.
+
+    Where the teacher is not asked, those with the best metric are.
 
     Args:
         teacher: in evaluation mode; its outputs are taken from the cache where they are there.
         student: the model that learns; narrower than its teacher, it learns a projection along, which is thrown away.
-        rows: one or more sets of training rows, each cached for itself, and last the validation rows.
+        rows: as the teacher reads them: one or more sets to train on, each cached for itself, and last validation.
         objective: the loss.
         training: the loop's settings, and the folder in which it resumes.
 
@@ -144,10 +149,32 @@ def distil_from(
             observed(student.model, model.model, objective),
             examples,
             distillation_loss(objective, model.model),
-            lambda: score(student, validation).metrics[0].value,
+            evaluation(teacher if objective.asks_the_teacher() else None, student, validation),
             settings,
             workdir,
         )
+
+
+def evaluation(teacher: tuple[Artifact, Checkpoint] | None, student: Checkpoint, rows: Labelled) -> Evaluate:
+    """Return what evaluates a student, as it then stands.
+
+    Args:
+        teacher: whose answers it is to give; None: only the labels count.
+        student: the model that learns.
+        rows: as the teacher reads them.
+    """
+    own, theirs = rows, list[Logits]()
+    if teacher is not None:
+        source, model = teacher
+        own = rows if reads_alike(student, model) else reread(rows, student)
+        theirs = [*moved(rows, own.encodings, teacher_outputs(source.digest, model, rows.encodings, ()).logits, 0)]
+
+    def evaluated() -> Evaluation:
+        answers = checkpoints.logits(student, own.encodings)
+        found = task_named(student.spec.task).score(answers, own.targets, student.labels)
+        return Evaluation(found.metrics[0].value, divergence(theirs, answers, own.targets) if theirs else None)
+
+    return evaluated
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from deploykit.compress.teacher import on_accelerator
 from deploykit.errors import CheckpointError
 from deploykit.tasks.task import IGNORED
 from deploykit.train.batch import LABELS, Batch, Example, collate
-from deploykit.train.loop import Training, precision, train
+from deploykit.train.loop import Evaluation, Training, precision, train
 
 TUNING_TEXTS = 6400
 """Texts that a model is tuned on, in as many passes as that takes: 200 steps, after which the style was learned."""
@@ -107,7 +107,7 @@ def tune(language: LanguageModel, texts: Sequence[str], held_out: Sequence[str],
     )
     with on_accelerator(language.model) as model:
         rows = _examples(language, [texts[index] for index in drawn])
-        train(model, rows, _loss, lambda: -_mean_loss(model, judged), settings, workdir)
+        train(model, rows, _loss, lambda: Evaluation(-_mean_loss(model, judged)), settings, workdir)
 
 
 def _examples(language: LanguageModel, texts: Sequence[str]) -> list[Example]:

@@ -18,7 +18,7 @@ from deploykit.tasks import Score, Task, task_named
 from deploykit.tasks.task import IGNORED
 from deploykit.train.batch import LABELS, Batch, examples_of
 from deploykit.train.labelled import labelled, score
-from deploykit.train.loop import train, training_of
+from deploykit.train.loop import Evaluation, train, training_of
 
 TASK_REPORT = "task-report.json"
 WORKDIR = ".train"
@@ -79,7 +79,7 @@ class Finetune:
                 started.model,
                 examples_of(drawn.encodings, drawn.targets, checkpoint.input_names(started.model)),
                 cross_entropy,
-                lambda: score(started, validation).metrics[0].value,
+                lambda: Evaluation(score(started, validation).metrics[0].value),
                 training_of(self, started.spec.pad_id),
                 scratch / WORKDIR,
             )

@@ -5,6 +5,7 @@ settings and the step alone. So parameters and the optimizer's moments are all t
 and a training that was killed and goes on ends with bitwise the weights of one that was not.
 """
 
+import json
 import math
 import shutil
 import time
@@ -26,9 +27,6 @@ from deploykit.train.batch import LENGTH_KEY, Batch, Example, collate, grouped_b
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 """The model (wrapped for devices and processes: call it, do not look inside) and a batch to a mean loss ()."""
-Evaluate = Callable[[], float]
-"""The validation metric of the model as it is now; higher is better. The model is in evaluation mode."""
-
 _STATE, _BEST = "state.safetensors", "best.safetensors"
 
 
@@ -46,7 +44,7 @@ class Training:
     weight_decay: float = 0.01
     """On matrices; biases and norms have none."""
     patience: int = 2
-    """Stop after this many epochs without a better metric."""
+    """Stop after this many epochs without a better one."""
     seed: int = 0
     max_grad_norm: float = 1.0
     pad_id: int = 0
@@ -84,15 +82,33 @@ def training_of(stage: object, pad_id: int) -> Training:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class Evaluation:
+    """How good a model is on validation."""
+
+    metric: float
+    """Higher is better."""
+    divergence: float | None = None
+    """From its teacher's answers, where it has a teacher. It then says which epoch is better, not the metric, which a
+    thousand rows know to a point: of six epochs of a pruned MiniLM-L6 on sentiment the metric chose the third."""
+
+    @property
+    def rank(self) -> float:
+        """Higher is better."""
+        return self.metric if self.divergence is None else -self.divergence
+
+
+Evaluate = Callable[[], Evaluation]
+"""Evaluate the model as it is now; it is in evaluation mode."""
+
+
+@dataclass(frozen=True)
+class Epoch(Evaluation):
     """What an epoch came to."""
 
-    epoch: int
+    epoch: int = field(kw_only=True)
     """Counted from 1."""
-    loss: float
+    loss: float = field(kw_only=True)
     """The mean over its steps."""
-    metric: float
-    """On validation, after it."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +119,8 @@ class History:
 
     @property
     def best(self) -> Epoch:
-        """The first epoch with the highest metric: the one whose weights are kept."""
-        return max(self.epochs, key=lambda epoch: epoch.metric)
+        """The first epoch of the highest rank: the one whose weights are kept."""
+        return max(self.epochs, key=lambda epoch: epoch.rank)
 
 
 def train(
@@ -218,9 +234,9 @@ class _Run:
     def close_epoch(self, evaluate: Evaluate) -> None:
         """Evaluate, keep the weights if they are the best so far, and save."""
         self._wrapped.eval()
-        metric = float(processes.from_first(repr(evaluate())))  # all stop early, or none
-        is_best = all(metric > epoch.metric for epoch in self.history)
-        self.history.append(Epoch(len(self.history) + 1, self.loss_sum / self._steps_per_epoch, metric))
+        found = json.loads(processes.from_first(json.dumps(asdict(evaluate()))))  # all stop early, or none
+        self.history.append(Epoch(**found, epoch=len(self.history) + 1, loss=self.loss_sum / self._steps_per_epoch))
+        is_best = History(tuple(self.history)).best is self.history[-1]
         self.loss_sum = 0.0
         if is_best and self.is_main:
             state.save_weights(self.workdir / _BEST, self.model)

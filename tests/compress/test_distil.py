@@ -17,7 +17,7 @@ from deploykit.compress.reread import moved, reread
 from deploykit.data import open_dataset, open_unlabeled
 from deploykit.errors import DataError, UsageError
 from deploykit.tasks.task import IGNORED
-from deploykit.train.labelled import read_labelled, score
+from deploykit.train.labelled import read_labelled
 from tests.models import make_checkpoint, make_dataset, of_other_pieces
 
 EPOCHS = 4
@@ -33,7 +33,7 @@ from deploykit.compress import distillation
 from deploykit.compress.distil import Distil
 from deploykit.data import open_dataset
 from tests.dying import die_at_call
-die_at_call(3, distillation, "score")
+die_at_call(3, distillation, "divergence")
 model, data, out = map(Path, sys.argv[1:])
 stage.run(Distil(**{NARROW}), open_checkpoint(model), open_dataset(data), out=out)
 """
@@ -89,9 +89,9 @@ def test_a_killed_run_goes_on_projection_included_and_ends_with_the_same_digest(
 
     def counted(*arguments):
         evaluated.append(arguments)
-        return score(*arguments)
+        return divergence(*arguments)
 
-    monkeypatch.setattr("deploykit.compress.distillation.score", counted)
+    monkeypatch.setattr("deploykit.compress.distillation.divergence", counted)
     resumed, _ = distilled(bert, reviews, out, **NARROW)
     assert len(evaluated) == EPOCHS - 2
     assert resumed.digest == clean.digest
@@ -196,7 +196,7 @@ def test_a_student_that_goes_on_may_keep_the_weights_on_its_way_that_diverge_lea
 ):
     teacher, data = checkpoints.open_checkpoint(bert), open_dataset(reviews)
     first = stage.run(Distil(layers=1, epochs=2, learning_rate=3e-3), teacher, data, out=tmp_path / "first")
-    on = Distil(layers=1, student=str(first.path), epochs=1, learning_rate=3e-2, splice=40)
+    on = Distil(layers=1, student=str(first.path), epochs=1, learning_rate=1e-1, splice=40)
     end, kept = (
         stage.run(replace(on, average=average), teacher, data, first, out=tmp_path / f"average-{average}")
         for average in (False, True)

@@ -21,13 +21,14 @@ from deploykit.compress.distillation import (
     observed,
     with_teacher,
 )
+from deploykit.compress.divergence import divergence
 from deploykit.compress.student import Widths, activity, keep_layers, keep_widths
 from deploykit.compress.teacher import states_to_keep, teacher_outputs
 from deploykit.data import open_dataset
 from deploykit.errors import TrainingStopped
 from deploykit.tasks.task import IGNORED, UNLABELED
 from deploykit.train.batch import Batch, collate, examples_of
-from deploykit.train.labelled import Labelled, read_labelled, without_labels
+from deploykit.train.labelled import Labelled, read_labelled, score, without_labels
 from deploykit.train.loop import History, Training
 
 ALL = Objective(2.0, 0.0, 1.0, matching_layers(2, 2), 1.0, 1.0, (2, 2), 4)
@@ -188,3 +189,17 @@ def test_a_student_learns_without_dropout_and_has_it_again(
         distil_from((source, teacher), student, (rows, rows), ALL, (Training(), tmp_path / "run" / "train"))
     assert while_training == [{0.0}]
     assert rates(student.model) == before
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_epochs_are_judged_by_the_divergence_from_a_teacher_that_is_asked(bert: Path, reviews: Path, asked: bool):
+    source, teacher, rows = opened(bert, reviews)
+    student = keep_layers(teacher, [0])
+    found = distillation.evaluation((source, teacher) if asked else None, student, rows)()
+    assert found.metric == score(student, rows).metrics[0].value
+    theirs, own = (checkpoints.logits(each, rows.encodings) for each in (teacher, student))
+    known = divergence(theirs, own, rows.targets)
+    assert known > 0
+    assert found.divergence == (pytest.approx(known, rel=0.05) if asked else None)  # the teacher may run in bf16
+    copy = distillation.evaluation((source, teacher), teacher, rows)()
+    assert copy.divergence == pytest.approx(0, abs=known / 20)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deploykit.artifact import digest_of
 from deploykit.train.batch import Batch, Example, collate
-from deploykit.train.loop import Training, train
+from deploykit.train.loop import Evaluation, Training, train
 
 SETTINGS = Training(epochs=3, learning_rate=5e-2, batch_size=8, seed=3, save_every_s=0.0)
 """State saved after every step."""
@@ -74,7 +74,7 @@ def main(folder: Path, last: int | None = None) -> None:
         return loss(model, batch)
 
     model = make_model(int(os.environ.get("RANK", "0")))
-    train(model, make_examples(), watched, lambda: evaluate(model), SETTINGS, folder / ".train")
+    train(model, make_examples(), watched, lambda: Evaluation(evaluate(model)), SETTINGS, folder / ".train")
     print(f"weights {digest(model)}", flush=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import TrainingStopped
-from deploykit.train.loop import Epoch, History, Training, adamw, learning_rate_at, train
+from deploykit.train.loop import Epoch, Evaluation, History, Training, adamw, learning_rate_at, train
 from tests.train import subject
 
 QUICK = Training(epochs=3, learning_rate=5e-2, batch_size=8, save_every_s=1e9)
@@ -18,7 +18,9 @@ QUICK = Training(epochs=3, learning_rate=5e-2, batch_size=8, save_every_s=1e9)
 
 def trained(folder, settings=QUICK, *, loss=subject.loss, evaluate=subject.evaluate, seed=0):
     model = subject.make_model(seed)
-    history = train(model, subject.make_examples(), loss, lambda: evaluate(model), settings, folder / ".train")
+    history = train(
+        model, subject.make_examples(), loss, lambda: Evaluation(evaluate(model)), settings, folder / ".train"
+    )
     return model, history
 
 
@@ -26,6 +28,10 @@ def metrics(*values):
     """A metric that takes these values, whatever the model."""
     given = iter(values)
     return lambda _model: next(given)
+
+
+def epoch(number: int, metric: float, divergence: float | None = None) -> Epoch:
+    return Epoch(metric, divergence, epoch=number, loss=0.0)
 
 
 def test_the_loss_falls_and_the_state_is_gone_at_the_end(tmp_path):
@@ -93,7 +99,7 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path):
 
     def evaluate():
         after.append(subject.digest(model))
-        return values(model)
+        return Evaluation(values(model))
 
     history = train(model, subject.make_examples(), subject.loss, evaluate, QUICK, tmp_path / ".train")
     assert history.best == history.epochs[1]
@@ -101,7 +107,13 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path):
 
 
 def test_the_first_of_equal_epochs_is_the_best():
-    assert History((Epoch(1, 0.0, 0.5), Epoch(2, 0.0, 0.5))).best.epoch == 1
+    assert History((epoch(1, 0.5), epoch(2, 0.5))).best.epoch == 1
+
+
+def test_where_there_is_a_teacher_the_epoch_nearest_to_it_is_the_best():
+    history = History((epoch(1, 0.9, 0.3), epoch(2, 0.5, 0.1), epoch(3, 0.6, 0.2)))
+    assert history.best.epoch == 2
+    assert Evaluation(0.0, 0.1).rank > Evaluation(1.0, 0.2).rank
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (2, 3), (3, 4)])
@@ -123,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_best_epoch_kept_or_the_step_be
 
     worse = metrics(0.9, 0.1)
     with pytest.raises(TrainingStopped, match=rf"step {step} of 24: expected a finite loss .* lower the learning rate"):
-        train(model, subject.make_examples(), failing, lambda: worse(model), QUICK, tmp_path / ".train")
+        train(model, subject.make_examples(), failing, lambda: Evaluation(worse(model)), QUICK, tmp_path / ".train")
     assert subject.digest(model) == before[kept]
     assert not (tmp_path / ".train").exists()
 
@@ -138,7 +150,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_p
 
     started = subject.digest(model)
     with pytest.raises(TrainingStopped, match="gradient norm nan"):
-        train(model, subject.make_examples(), failing, lambda: 0.0, QUICK, tmp_path / ".train")
+        train(model, subject.make_examples(), failing, lambda: Evaluation(0.0), QUICK, tmp_path / ".train")
     assert subject.digest(model) == started
 
 
