@@ -94,7 +94,7 @@ def _prune(facts: Facts) -> Mapping[str, tuple[Value, ...]]:
         "ffn": (0,),
         "epochs": (1, 3),
         "learning_rate": (1e-4, 2e-4),
-        "splice": (0, 50_000),
+        "augment": (0, 4),
     }
 
 
@@ -140,7 +140,7 @@ ENTRIES: tuple[Entry, ...] = (
         Prune,
         {"speedup": 2.0, "heads": 0.5, "ffn": 0.5},
         _prune,
-        needs={"precision": ("speedup", 2.0), "learning_rate": ("epochs", 1), "splice": ("epochs", 1)},
+        needs={"precision": ("speedup", 2.0), "learning_rate": ("epochs", 1), "augment": ("epochs", 1)},
         rivals={"heads": "speedup", "ffn": "speedup"},
     ),
     Entry(PrunePostTraining, {"speedup": 1.5}, _prune_post_training, instead_of=Prune.verb),
