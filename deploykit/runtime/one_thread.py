@@ -117,7 +117,7 @@ def fitted(
     many: bool = True,
     clock: Clock = time.perf_counter,
 ) -> OneThread | None:
-    """Time two sessions of one model in turn, on ever longer inputs and on many rows; None where one never pays.
+    """Time two sessions of one model in turn, on ever longer inputs and on many rows; None where one is far from paying.
 
     No length is timed after the first for which one thread is slower.
 
