@@ -117,9 +117,9 @@ def fitted(
     many: bool = True,
     clock: Clock = time.perf_counter,
 ) -> OneThread | None:
-    """Time two sessions of one model in turn, on ever longer inputs and on many rows; None where one is far from paying.
+    """Time two sessions of one model in turn, on ever longer inputs and on many rows.
 
-    No length is timed after the first for which one thread is slower.
+    None where one thread is far from paying. No length is timed after the first for which one thread is slower.
 
     Args:
         shared: the session on all threads.
