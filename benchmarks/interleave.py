@@ -11,12 +11,10 @@ and those that follow in 0.46; PyTorch, eager, in 12.4, 9.7, 9.1, 9.2, 9.3 and 9
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.systems import Logits, Row, System
@@ -83,28 +81,13 @@ def warm_up(system: System, rows: Sequence[Row], batches: Sequence[Batch]) -> No
 
 
 def total(seconds: Seconds) -> Interval:
-    """Add up batches, with a bootstrap interval."""
-    return _bootstrapped((np.asarray(seconds),), np.sum)
-
-
-def total_ratio(reference: Seconds, seconds: Seconds) -> Interval:
-    """Return sum(reference) / sum(seconds) of the same batches, resampled in pairs."""
-    return _bootstrapped((np.asarray(reference), np.asarray(seconds)), _ratio_of_sums)
-
-
-def _ratio_of_sums(numerator: NDArray[np.float64], denominator: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    return numerator.sum(axis=axis) / denominator.sum(axis=axis)  # type: ignore[no-any-return]
-
-
-def _bootstrapped(data: tuple[NDArray[np.float64], ...], statistic: Callable[..., Any]) -> Interval:
-    """Resample batches, the same ones for every system, and take percentiles; one batch alone bounds nothing."""
-    value = float(statistic(*data, axis=0))
-    if len(data[0]) == 1:
-        return Interval(value, None, None)
+    """Add up batches, with a bootstrap interval; one batch alone bounds nothing."""
+    if len(seconds) == 1:
+        return Interval(seconds[0], None, None)
     found = stats.bootstrap(
-        data, statistic, n_resamples=REPETITIONS, confidence_level=CONFIDENCE, paired=True, method="percentile", rng=0
+        (seconds,), np.sum, n_resamples=REPETITIONS, confidence_level=CONFIDENCE, method="percentile", rng=0
     ).confidence_interval
-    return Interval(value, float(found.low), float(found.high))
+    return Interval(sum(seconds), float(found.low), float(found.high))
 
 
 def _time(system: System, rows: Sequence[Row], batch: Batch, clock: Clock, samples: Samples) -> None:

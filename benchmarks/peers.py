@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import table
-from benchmarks.interleave import Batch, Samples, Schedule, interleave, total, total_ratio, warm_up
+from benchmarks.interleave import Batch, Samples, Schedule, interleave, total, warm_up
 from benchmarks.systems import BASELINE, CALIBRATION_ROWS, PEERS, Peer, Row, Source, System, open_model, open_peer
 from benchmarks.turns import report
 from deploykit import environment
 from deploykit.artifact import Artifact
 from deploykit.check.latency import Clock
-from deploykit.check.ratio import ratio_of_interleaved
+from deploykit.check.ratio import ratio_of_interleaved, ratio_of_sums
 from deploykit.check.statistics import Interval, metric_drop, percentile
 from deploykit.data import Split, open_dataset, read_split
 from deploykit.runtime.batching import length_sorted_batches
@@ -141,7 +141,7 @@ def _latency(samples: Mapping[str, Samples], name: str, references: Mapping[str,
         "mean": {
             "ms": float(own.mean()) * 1e3,
             "model_ms": float(np.mean(samples[name].model_s)) * 1e3,
-            **_ratios(samples, references, lambda other: total_ratio(other.total_s, samples[name].total_s)),
+            **_ratios(samples, references, lambda other: ratio_of_sums(np.asarray(other.total_s), own)),
         },
     }
 
@@ -150,15 +150,15 @@ def _throughput(
     samples: Mapping[str, Samples], name: str, references: Mapping[str, str | None], num_rows: int
 ) -> dict[str, Any]:
     """Summarize a pass over the whole split."""
-    own = samples[name].total_s
-    seconds = total(own)
+    own = np.asarray(samples[name].total_s)
+    seconds = total(samples[name].total_s)
     return {
         "rows_per_s": num_rows / seconds.value,
         "low_per_s": num_rows / seconds.high if seconds.high else None,
         "high_per_s": num_rows / seconds.low if seconds.low else None,
         "model_rows_per_s": num_rows / sum(samples[name].model_s),
         "n": len(own),
-        **_ratios(samples, references, lambda other: total_ratio(other.total_s, own)),
+        **_ratios(samples, references, lambda other: ratio_of_sums(np.asarray(other.total_s), own)),
     }
 
 
