@@ -95,7 +95,7 @@ def _tables(result: Json, study: Json) -> str:
             f"{aim['bar']:g}",
             f"{aim['value']:.2f}",
             "" if aim["low"] is None else f"{aim['low']:.2f}",
-            f"{aim['kept']:.1%}",
+            f"{aim['kept']:.2%}",
             _verdict(aim),
         )
         for aim in study["aims"]
@@ -124,7 +124,7 @@ def _summary(machine: str, results: Sequence[Json]) -> str:
     for study in (study for result in results for study in result["studies"]):
         reached = {each["aim"]: f"{each['value']:.2f}{'*' if each['met'] else ''}" for each in study["aims"]}
         kept = next(each["kept"] for each in study["systems"] if each["name"] == CHOSEN)
-        rows.append((f"{study['name']}, {kept:.1%} kept", *(reached.get(aim.name, "") for aim in AIMS)))
+        rows.append((f"{study['name']}, {kept:.2%} kept", *(reached.get(aim.name, "") for aim in AIMS)))
     columns = [list(column) for column in zip(*rows, strict=True)]
     title = f"**Aims of compression**, {machine}; a bar that is met, within {KEPT:.0%} of the metric, has a *"
     return f"{title}\n\n{grid(columns)}"

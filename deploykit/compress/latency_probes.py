@@ -94,7 +94,7 @@ def measurements(
 ) -> Iterator[dict[Structure, float]]:
     """Measure structures of a model, interleaved, as often as asked; they are exported once.
 
-    What the weights are does not matter, and the first parts stay.
+    What the weights are does not matter: the first parts stay, and stand in for those that a layer does not have.
 
     Yields:
         per structure the mean over the lengths of the median at that length, in milliseconds.
@@ -127,7 +127,12 @@ def _exported(checkpoint: Checkpoint, structure: Structure, under: Conditions, f
     layers = families.layer_list(probe.model)[-len(structure.heads) :]
     getattr(probe.model, family.backbone).set_submodule(family.layers, nn.ModuleList(layers))
     setattr(probe.model.config, family.num_layers, len(layers))
-    slice_parts(probe.model, [np.arange(count) for count in structure.heads], [np.arange(w) for w in structure.ffn])
+    has = families.structure_of(probe.model)
+    heads, neurons = (
+        [np.arange(count) % there for count, there in zip(asked, present, strict=True)]
+        for asked, present in ((structure.heads, has.heads), (structure.ffn, has.ffn))
+    )
+    slice_parts(probe.model, heads, neurons)
     write_model(probe, folder, Target("cpu", under.precision))
     model = Model.open(folder, threads=under.threads, many=False)
     shutil.rmtree(folder)

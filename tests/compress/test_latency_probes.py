@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploykit import checkpoint as checkpoints
@@ -10,6 +11,7 @@ from deploykit.compress import latency_probes
 from deploykit.compress.first_token import reads_first_token
 from deploykit.compress.latency_probes import Conditions, conditions, latency_table, measurements, timed
 from deploykit.compress.latency_table import Curve, LatencyTable, LayerCost
+from deploykit.compress.slicing import slice_parts
 from deploykit.export.write import write_model
 from deploykit.families import Structure
 from tests.models import tiny_tokenizer
@@ -87,6 +89,12 @@ def test_probes_are_the_structures_asked_for_in_the_runtime(loaded, precision, m
     assert {(first, used) for _, first, used in seen} == {(True, precision)}
     assert all(value > 0 for value in found.values())
     assert families.structure_of(loaded.model) == asked[0]
+
+
+def test_a_layer_may_be_asked_for_that_is_wider_than_the_one_in_its_place(loaded):
+    slice_parts(loaded.model, [np.arange(4), np.arange(1)], [np.arange(64), np.arange(8)])
+    asked = [Structure((4, 1), (64, 8)), Structure((4,), (64,))]  # the last layer went
+    assert list(next(measurements(loaded, asked, UNDER, Rounds(2, 1, 1.0)))) == asked
 
 
 def test_a_table_is_measured_once_per_conditions(loaded, own_cache: Path, monkeypatch: pytest.MonkeyPatch):
