@@ -15,6 +15,7 @@ from benchmarks.peers import Question, compare, opened
 from benchmarks.systems import BASELINE, Peer, Source, System, open_model, open_peer
 from deploykit.artifact import finite, read_json
 from deploykit.check.closed_loop import UNTIMED
+from deploykit.check.ratio import ratio_of_sums
 from deploykit.check.statistics import Interval
 from deploykit.checkpoint import Checkpoint, load, open_checkpoint
 from deploykit.data import read_split
@@ -130,7 +131,19 @@ def by_name(compared, name):
 def test_a_system_that_takes_twice_as_long_has_half_the_speed(clock):
     fast, slow = fake_system("fast", clock, ms_per_token=1), fake_system("slow", clock, ms_per_token=2)
     samples = interleave([fast, slow], Schedule(ROWS, [[index] for index in range(len(ROWS))], turn=5), clock)
-    assert 2 * total(samples["fast"].model_s).value == pytest.approx(total(samples["slow"].model_s).value)
+    found = ratio_of_sums(*(np.asarray(samples[name].model_s) for name in ("fast", "slow")))
+    assert found.value == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.5)
+    assert found.high == pytest.approx(0.5)
+
+
+def test_a_total_is_a_sum_within_its_interval():
+    seconds = list(np.random.default_rng(0).lognormal(0, 0.5, 300))
+    found = total(seconds)
+    assert found.value == pytest.approx(sum(seconds))
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.8 * found.value < found.low < found.value < found.high < 1.2 * found.value
 
 
 def test_every_batch_is_timed_once_on_every_system_and_answers_keep_their_rows(clock):

@@ -115,6 +115,15 @@ def test_sums_that_pair_up_have_a_narrow_ratio_where_apart_they_would_not():
     assert low < 1 < high
 
 
+def test_ten_percent_slower_is_seen_in_sums_through_noise_that_both_share():
+    rng = np.random.default_rng(0)
+    seconds_N = rng.lognormal(0, 0.5, 300)
+    found = ratio_of_sums(seconds_N, seconds_N * 1.1 * rng.lognormal(0, 0.02, 300))
+    assert found.high is not None
+    assert found.high < 1
+    assert found.value == pytest.approx(1 / 1.1, rel=0.02)
+
+
 def test_sums_of_a_few_rows_bound_nothing_and_what_does_not_pair_up_is_refused():
     assert ratio_of_sums(np.ones(5), np.ones(5)) == Interval(1.0, None, None)
     with pytest.raises(ValueError, match="3 samples cannot be paired with 4"):
