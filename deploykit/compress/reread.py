@@ -45,7 +45,7 @@ def moved(
 
 
 def _moved(value: NDArray[Any], old: Encoding, new: Encoding, fill: int) -> NDArray[Any]:
-    own, theirs = ({encoding.word_ids[at]: at for at in word_starts(encoding)} for encoding in (new, old))
+    own, theirs = word_starts(new), word_starts(old)
     shared = [word for word in own if word in theirs]
     found = np.full((len(new.ids), *value.shape[1:]), fill, value.dtype)
     found[[own[word] for word in shared]] = value[[theirs[word] for word in shared]]

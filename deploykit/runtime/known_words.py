@@ -6,10 +6,11 @@ of letters and digits and into single marks, and says what each is whatever stan
 pieces, filled with the vocabulary's own words and then as words are met, gives the same tokens. Text that is not ASCII,
 or that spells out an added token like `[SEP]`, is left to the tokenizer.
 
-L tokens of a row, special ones included.
+L tokens of a row, special ones included.   W spans of it.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tokenizers
@@ -107,6 +108,22 @@ class KnownWords:
             offsets += [(start + first, start + last) for first, last in pieces.spans]
             words += [index] * len(pieces.spans)
         return Places(offsets + [(0, 0)] * len(after), words + [None] * len(after))
+
+    def words_within(self, text: str, spans: Sequence[Span]) -> list[int | None]:
+        """Return which span (W) holds the end of each token (L) of a text with `ids`; None where none does.
+
+        The spans are in order and do not overlap.
+        """
+        before, after = self._around
+        words, begun, count = list[int | None]([None] * len(before)), 0, len(spans)
+        for found in _WORD.finditer(self._plain(text) or ""):
+            start, word = found.start(), found.group()
+            for _, last in (self._pieces.get(word) or self._learn(word)).spans:
+                end = start + last
+                while begun < count and spans[begun][0] < end:
+                    begun += 1
+                words.append(begun - 1 if begun and end <= spans[begun - 1][1] else None)
+        return words + [None] * len(after)
 
     def _plain(self, text: str) -> str | None:
         """Return the text as the tokenizer's normalizer leaves it, blanks as spaces; None where that is not known."""

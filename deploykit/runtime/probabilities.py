@@ -32,11 +32,20 @@ def best_of_rows(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArra
     Raises:
         DeploykitError: a logit is NaN or infinite.
     """
+    require_finite(logits)
     wide = logits.astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise _not_finite()
     top = wide.max(axis=-1, keepdims=True)
     return wide.argmax(axis=-1), 1 / np.exp(wide - top).sum(axis=-1)
+
+
+def require_finite(logits: NDArray[np.float32]) -> None:
+    """Check logits of any shape.
+
+    Raises:
+        DeploykitError: one is NaN or infinite.
+    """
+    if not np.isfinite(logits).all():
+        raise _not_finite()
 
 
 def _not_finite() -> DeploykitError:

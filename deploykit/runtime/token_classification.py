@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from deploykit.errors import DataError
 from deploykit.runtime.known_words import Span
-from deploykit.runtime.probabilities import best_of_rows
+from deploykit.runtime.probabilities import best_of_rows, require_finite
 from deploykit.runtime.text_classification import check_text, is_unicode
-from deploykit.runtime.tokenizer import Encoding, Tokenizer, joined_spans, with_words
+from deploykit.runtime.tokenizer import Encoding, Tokenizer, joined_spans
 
 FIELDS = ("tokens", "text")
 """The input fields of a row: one of them is enough, and `tokens` wins."""
@@ -66,8 +66,7 @@ def text_of(row: Mapping[str, Any]) -> str:
 
 def encode(tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]]) -> list[Encoding]:
     """Encode rows that passed `check`; word ids count the tokens, or the words found in the text."""
-    encodings = tokenizer.encode([text_of(row) for row in rows])
-    return [with_words(encoding, word_spans(row)) for encoding, row in zip(encodings, rows, strict=True)]
+    return tokenizer.encode_within([text_of(row) for row in rows], [word_spans(row) for row in rows])
 
 
 def word_spans(row: Mapping[str, Any]) -> list[Span]:
@@ -83,19 +82,18 @@ def unpad(outputs: NDArray[np.float32], encodings: Sequence[Encoding]) -> list[N
     return [row[: len(encoding.ids)] for row, encoding in rows]
 
 
-def word_starts(encoding: Encoding) -> list[int]:
-    """Return the position of each word's first sub-word; a word that was cut off, or has no sub-word, has none."""
-    starts, latest = [], None
+def word_starts(encoding: Encoding) -> dict[int, int]:
+    """Return where each word's first sub-word is, in order; a word that was cut off, or has none, is left out."""
+    starts: dict[int, int] = {}
     for position, word in enumerate(encoding.word_ids):
-        if word is not None and word != latest:
-            starts.append(position)
-            latest = word
+        if word is not None and word not in starts:
+            starts[word] = position
     return starts
 
 
 def word_rows(logits: NDArray[np.float32], encoding: Encoding) -> NDArray[np.float32]:
     """Pick the logits of each word's first sub-word: (L,C) to (W,C)."""
-    return logits[word_starts(encoding)]
+    return logits[list(word_starts(encoding).values())]
 
 
 def decode(
@@ -145,12 +143,21 @@ def _prediction(
     logits: NDArray[np.float32], encoding: Encoding, row: Mapping[str, Any], labels: Sequence[str]
 ) -> dict[str, Any]:
     starts = word_starts(encoding)
-    indices, scores = best_of_rows(logits[starts])
-    every_span, text = word_spans(row), text_of(row)
-    spans = [every_span[word] for position in starts if (word := encoding.word_ids[position]) is not None]
-    found = entities_of(labels[index] for index in indices)
-    entities = [_entity(entity, spans, scores, text) for entity in found]
+    of_words = logits[list(starts.values())]
+    require_finite(of_words)
+    found = entities_of(labels[index] for index in of_words.argmax(axis=-1).tolist())
+    entities = _entities(found, list(starts), of_words, row) if found else []
     return {"entities": entities} | ({"truncated": True} if encoding.truncated else {})
+
+
+def _entities(
+    found: Sequence[Entity], words: Sequence[int], logits: NDArray[np.float32], row: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Say where entities stand and how probable they are; `found` counts `words` (W), as the logits (W,C) do."""
+    every_span, text = word_spans(row), text_of(row)
+    spans = [every_span[word] for word in words]
+    _, scores = best_of_rows(logits)
+    return [_entity(entity, spans, scores, text) for entity in found]
 
 
 def _entity(entity: Entity, spans: Sequence[Span], scores: NDArray[np.float64], text: str) -> dict[str, Any]:

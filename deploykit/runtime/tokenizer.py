@@ -120,10 +120,27 @@ class Tokenizer:
             DataError: a text cannot be written as UTF-8 (half of a surrogate pair).
         """
         inputs = texts if pairs is None else [_input(text, pair) for text, pair in zip(texts, pairs, strict=True)]
-        found = [self._from_known_words(each) if isinstance(each, str) else None for each in inputs]
+        return self._filled(
+            inputs, [self._from_known_words(each) if isinstance(each, str) else None for each in inputs]
+        )
+
+    def encode_within(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[Encoding]:
+        """Encode texts as `encode` does, with word ids that count the text's spans (W), such as a row's own words.
+
+        The spans of a text are in order and do not overlap. A token is in the span that holds its last character,
+        because byte-level tokens may begin with the space before their word; one that goes beyond it is in none.
+
+        Raises:
+            DataError: as `encode`.
+        """
+        found = [self._from_known_words(*row) for row in zip(texts, spans, strict=True)]
+        rows = zip(found, self._filled(texts, found), spans, strict=True)
+        return [own or _within(encoding, words) for own, encoding, words in rows]
+
+    def _filled(self, inputs: Sequence[str | tuple[str, str]], found: Sequence[Encoding | None]) -> list[Encoding]:
+        """Let the backend encode what was not found."""
         try:
             others = iter(self._encoded([each for each, own in zip(inputs, found, strict=True) if own is None]))
-            return [own or _encoding(next(others)) for own in found]
         except (UnicodeEncodeError, TypeError) as cause:
             raise DataError(
                 "the text",
@@ -131,8 +148,9 @@ class Tokenizer:
                 found=str(cause),
                 next_step="repair the row",
             ) from cause
+        return [own or _encoding(next(others)) for own in found]
 
-    def _from_known_words(self, text: str) -> Encoding | None:
+    def _from_known_words(self, text: str, spans: Sequence[Span] | None = None) -> Encoding | None:
         """Encode a text without the backend, where its words speak for themselves and all fit."""
         if (known := self._known) is None:
             return None
@@ -144,7 +162,7 @@ class Tokenizer:
             ids,
             [0] * len(ids),
             Unread(lambda: row.places.offsets),
-            Unread(lambda: row.places.words),
+            Unread(lambda: row.places.words if spans is None else known.words_within(text, spans)),
             Unread(lambda: [word is None for word in row.places.words]),
             truncated=False,
         )
@@ -158,15 +176,6 @@ class Tokenizer:
             return [self._backend.encode(only) if isinstance(only, str) else self._backend.encode(*only)]
         return self._backend.encode_batch(inputs)
 
-    def encode_words(self, rows: Sequence[Sequence[str]]) -> list[Encoding]:
-        """Encode rows of words as the text they make when joined by one space.
-
-        Offsets are into the joined text and word ids count the row's words, so that a row of
-        words and the same text give the model the same tokens, for byte-level vocabularies too.
-        """
-        encodings = self.encode([" ".join(words) for words in rows])
-        return [with_words(encoding, joined_spans(words)) for encoding, words in zip(encodings, rows, strict=True)]
-
 
 def joined_spans(words: Sequence[str]) -> list[Span]:
     """Return where each word stands in `" ".join(words)`."""
@@ -177,12 +186,7 @@ def joined_spans(words: Sequence[str]) -> list[Span]:
     return spans
 
 
-def with_words(encoding: Encoding, spans: Sequence[Span]) -> Encoding:
-    """Copy an encoding with each token's word id set to the span that holds its last character.
-
-    `spans` (W) are in order and do not overlap. The last character, because byte-level tokens may begin with the space
-    before their word. Tokens in no span, and special ones, have no word.
-    """
+def _within(encoding: Encoding, spans: Sequence[Span]) -> Encoding:
     starts = [start for start, _ in spans]
     word_ids: list[int | None] = []
     for start, end in encoding.offsets:

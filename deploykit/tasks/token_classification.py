@@ -73,9 +73,7 @@ def targets(split: Split, encodings: Sequence[Encoding], labels: Sequence[str]) 
 def _targets(tags: Sequence[object], encoding: Encoding, labels: Sequence[str], where: str) -> Targets:
     indices = [label_index(tag, labels, where) for tag in tags]
     aligned = np.full(len(encoding.ids), IGNORED, np.int64)
-    for position in word_starts(encoding):
-        word = encoding.word_ids[position]
-        assert word is not None
+    for word, position in word_starts(encoding).items():
         aligned[position] = indices[word]
     return aligned
 
@@ -83,7 +81,7 @@ def _targets(tags: Sequence[object], encoding: Encoding, labels: Sequence[str], 
 def unlabeled(encoding: Encoding) -> Targets:
     """Return the target of a row without tags, int64 (L,): `UNLABELED` at each word's first sub-word."""
     aligned = np.full(len(encoding.ids), IGNORED, np.int64)
-    aligned[word_starts(encoding)] = UNLABELED
+    aligned[list(word_starts(encoding).values())] = UNLABELED
     return aligned
 
 

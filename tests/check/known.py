@@ -17,7 +17,7 @@ from deploykit.artifact import Artifact
 from deploykit.data import read_split
 from deploykit.export.export import Export
 from deploykit.runtime.model_info import Precision
-from deploykit.runtime.token_classification import word_rows
+from deploykit.runtime.token_classification import encode, word_rows
 from tests.models import make_checkpoint, make_dataset
 
 ROWS = 120
@@ -54,7 +54,7 @@ def label_by(source: Path, data: Path, task: str) -> None:
         for index, (row, logits) in enumerate(zip(rows, checkpoint.logits(loaded, encodings), strict=True)):
             row |= {"label": loaded.labels[logits.argmax()], "source": "even" if index % 2 == 0 else "odd"}
     else:
-        encodings = loaded.tokenizer.encode_words([row["tokens"] for row in rows])
+        encodings = encode(loaded.tokenizer, rows)
         for row, logits, encoding in zip(rows, checkpoint.logits(loaded, encodings), encodings, strict=True):
             row["ner_tags"] = [loaded.labels[index] for index in word_rows(logits, encoding).argmax(axis=-1)]
     write_rows(data, rows)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from deploykit import artifact, cli, commands, evidence
+from deploykit.check import latency
+from deploykit.check.latency_tables import throughput_of
 from deploykit.check.memory import peak_bytes
 from deploykit.check.steps import PYTORCH, TURN, Steps, chain_of, checkpoint_bytes, rows_of, slower
 from deploykit.compress.compress import Prune, Quantize
@@ -54,8 +56,15 @@ def test_an_export_inside_the_originals_folder_is_none_of_its_bytes(tmp_path):
 
 
 def test_every_raw_sample_is_kept(measured):
-    kept = [np.load(measured.path / f"{name}.{index}.npy") for name in ("single", "offline") for index in range(4)]
-    assert [len(samples) for samples in kept] == [100] * 4 + [10] * 4
+    single, offline = (
+        [np.load(measured.path / f"{name}.{at}.npy") for at in range(4)] for name in ("single", "offline")
+    )
+    assert len({len(samples) for samples in single}) == len({len(samples) for samples in offline}) == 1
+    rows = evidence.load(measured.path).details["steps"]
+    assert [row["p50_ms"] for row in rows] == [latency.summary(samples)["p50_ms"] for samples in single]
+    assert [row["throughput_per_s"] for row in rows] == [
+        throughput_of(latency.summary(samples))["throughput_per_s"] for samples in offline
+    ]
 
 
 def test_a_row_is_timed_after_a_turn_that_is_not():

@@ -24,7 +24,7 @@ def both(folder: Path, task: str) -> tuple[Checkpoint, Checkpoint, Labelled]:
 
 
 def at_words(values, encoding):
-    return [values[at].tolist() for at in word_starts(encoding)]
+    return [values[at].tolist() for at in word_starts(encoding).values()]
 
 
 def test_a_words_target_and_logits_stand_at_its_first_token_for_either_reader(tmp_path: Path):

@@ -39,6 +39,21 @@ def test_the_table_says_what_the_tokenizer_says(backend: tokenizers.Tokenizer, t
         assert (ids, places.offsets, places.words) == (theirs.ids, theirs.offsets, theirs.word_ids)
 
 
+@given(TEXTS, st.lists(st.integers(0, 30), unique=True, max_size=12).map(sorted))
+def test_a_token_is_in_the_span_that_holds_its_last_character(
+    backend: tokenizers.Tokenizer, text: str, cuts: list[int]
+) -> None:
+    known = KnownWords.of(backend)
+    assert known is not None
+    if known.ids(text) is None:
+        return
+    spans = list(zip(cuts[::2], cuts[1::2], strict=False))
+    holders = [
+        [at for at, (first, last) in enumerate(spans) if first < end <= last] for _, end in known.places(text).offsets
+    ]
+    assert known.words_within(text, spans) == [held[0] if held else None for held in holders]
+
+
 @pytest.mark.parametrize("text", ["the film .", "Unheard-of\nfilm", "", "  ", "x" * 101])
 def test_plain_text_needs_no_tokenizer(backend: tokenizers.Tokenizer, text: str) -> None:
     known = KnownWords.of(backend)

@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
 from deploykit.errors import CheckpointError, DataError
-from deploykit.runtime.tokenizer import Tokenizer, joined_spans, with_words
+from deploykit.runtime.tokenizer import Encoding, Tokenizer, joined_spans
 from tests.models import NEUTRAL, POSITIVE, VOCABULARY, tiny_tokenizer, write_tokenizer
 
 PIECES = st.sampled_from(
@@ -106,9 +106,15 @@ def test_a_pair_for_each_text_is_required(wordpiece: Tokenizer) -> None:
         wordpiece.encode(["a", "b"], ["c"])
 
 
+def encode_words(tokenizer: Tokenizer, words: list[str]) -> Encoding:
+    """Encode words as the text that they make."""
+    (encoding,) = tokenizer.encode_within([" ".join(words)], [joined_spans(words)])
+    return encoding
+
+
 @given(WORDS)
 def test_words_give_the_same_tokens_as_their_text(wordpiece: Tokenizer, words: list[str]) -> None:
-    from_words, from_text = wordpiece.encode_words([words])[0], wordpiece.encode([" ".join(words)])[0]
+    from_words, from_text = encode_words(wordpiece, words), wordpiece.encode([" ".join(words)])[0]
     assert (from_words.ids, from_words.offsets) == (from_text.ids, from_text.offsets)
 
 
@@ -116,7 +122,7 @@ def test_words_give_the_same_tokens_as_their_text(wordpiece: Tokenizer, words: l
 @pytest.mark.parametrize("name", ["wordpiece", "byte_level"])
 def test_a_tokens_characters_lie_in_its_word(request: pytest.FixtureRequest, name: str, words: list[str]) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(name)
-    (encoding,) = tokenizer.encode_words([words])
+    encoding = encode_words(tokenizer, words)
     text, spans = " ".join(words), joined_spans(words)
     for word, (start, end), special in zip(encoding.word_ids, encoding.offsets, encoding.special, strict=True):
         if word is None:
@@ -127,20 +133,21 @@ def test_a_tokens_characters_lie_in_its_word(request: pytest.FixtureRequest, nam
 
 
 def test_every_word_of_bytes_is_reached_and_counted_once(byte_level: Tokenizer) -> None:
-    (encoding,) = byte_level.encode_words([["paris", "日本", "😀", "saw", "anna"]])
+    encoding = encode_words(byte_level, ["paris", "日本", "😀", "saw", "anna"])
     counted = [word for word in encoding.word_ids if word is not None]
     assert sorted(set(counted)) == [0, 1, 2, 3, 4]
     assert counted == sorted(counted)
 
 
 def test_a_word_of_no_character_has_no_token(wordpiece: Tokenizer) -> None:
-    (encoding,) = wordpiece.encode_words([["paris", "", "\u200b", "saw"]])
+    encoding = encode_words(wordpiece, ["paris", "", "\u200b", "saw"])
     assert encoding.word_ids == [None, 0, 3, None]
 
 
 def test_a_token_that_crosses_two_spans_has_no_word(wordpiece: Tokenizer) -> None:
-    (encoding,) = wordpiece.encode(["paris"])
-    assert with_words(encoding, [(0, 2), (2, 4)]).word_ids == [None, None, None]
+    for text in ("paris", "pâris"):
+        (encoding,) = wordpiece.encode_within([text], [[(0, 2), (2, 4)]])
+        assert encoding.word_ids == [None, None, None]
 
 
 def test_ids_are_those_of_transformers(tmp_path: Path) -> None:
@@ -159,7 +166,7 @@ def test_threads_share_a_tokenizer(wordpiece: Tokenizer) -> None:
 
 
 def test_no_text_gives_no_encoding(wordpiece: Tokenizer) -> None:
-    assert wordpiece.encode([]) == wordpiece.encode_words([]) == []
+    assert wordpiece.encode([]) == wordpiece.encode_within([], []) == []
 
 
 def test_half_a_surrogate_pair_is_bad_data(wordpiece: Tokenizer) -> None:
