@@ -5,6 +5,7 @@ L tokens of a row, special ones included; W words of a row.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,9 +121,9 @@ class Tokenizer:
             DataError: a text cannot be written as UTF-8 (half of a surrogate pair).
         """
         inputs = texts if pairs is None else [_input(text, pair) for text, pair in zip(texts, pairs, strict=True)]
-        return self._filled(
-            inputs, [self._from_known_words(each) if isinstance(each, str) else None for each in inputs]
-        )
+        with _utf8_required():
+            found = [self._from_known_words(each) if isinstance(each, str) else None for each in inputs]
+            return self._filled(inputs, found)
 
     def encode_within(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[Encoding]:
         """Encode texts as `encode` does, with word ids that count the text's spans (W), such as a row's own words.
@@ -133,29 +134,25 @@ class Tokenizer:
         Raises:
             DataError: as `encode`.
         """
-        found = [self._from_known_words(*row) for row in zip(texts, spans, strict=True)]
-        rows = zip(found, self._filled(texts, found), spans, strict=True)
+        with _utf8_required():
+            found = [self._from_known_words(*row) for row in zip(texts, spans, strict=True)]
+            rows = zip(found, self._filled(texts, found), spans, strict=True)
         return [own or _within(encoding, words) for own, encoding, words in rows]
 
     def _filled(self, inputs: Sequence[str | tuple[str, str]], found: Sequence[Encoding | None]) -> list[Encoding]:
         """Let the backend encode what was not found."""
-        try:
-            others = iter(self._encoded([each for each, own in zip(inputs, found, strict=True) if own is None]))
-        except (UnicodeEncodeError, TypeError) as cause:
-            raise DataError(
-                "the text",
-                expected="text that can be written as UTF-8",
-                found=str(cause),
-                next_step="repair the row",
-            ) from cause
+        others = iter(self._encoded([each for each, own in zip(inputs, found, strict=True) if own is None]))
         return [own or _encoding(next(others)) for own in found]
 
     def _from_known_words(self, text: str, spans: Sequence[Span] | None = None) -> Encoding | None:
-        """Encode a text without the backend, where its words speak for themselves and all fit."""
+        """Encode a text without the backend, where its words speak for themselves and all fit, with room to spare.
+
+        Where there is none a word of the text may have been cut, by the backend that was asked about it.
+        """
         if (known := self._known) is None:
             return None
         ids = known.ids(text)
-        if ids is None or len(ids) > self.max_length:
+        if ids is None or len(ids) >= self.max_length:
             return None
         row = _KnownRow(known, text)
         return Encoding(
@@ -205,6 +202,16 @@ def _encoding(found: tokenizers.Encoding) -> Encoding:
         Unread(lambda: [flag == 1 for flag in found.special_tokens_mask]),
         bool(found.overflowing),
     )
+
+
+@contextmanager
+def _utf8_required() -> Iterator[None]:
+    try:
+        yield
+    except (UnicodeEncodeError, TypeError) as cause:
+        raise DataError(
+            "the text", expected="text that can be written as UTF-8", found=str(cause), next_step="repair the row"
+        ) from cause
 
 
 def _input(text: str, pair: str | None) -> str | tuple[str, str]:
