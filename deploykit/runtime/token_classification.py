@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deploykit.errors import DataError
 from deploykit.runtime.known_words import Span
-from deploykit.runtime.probabilities import best_of_rows, require_finite
+from deploykit.runtime.probabilities import best_of_row, best_of_rows, require_finite
 from deploykit.runtime.text_classification import check_text, is_unicode
 from deploykit.runtime.tokenizer import Encoding, Tokenizer, joined_spans
 
@@ -154,13 +154,11 @@ def _entities(
     found: Sequence[Entity], words: Sequence[int], logits: NDArray[np.float32], row: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Say where entities stand and how probable they are; `found` counts `words` (W), as the logits (W,C) do."""
-    every_span, text = word_spans(row), text_of(row)
-    spans = [every_span[word] for word in words]
-    _, scores = best_of_rows(logits)
-    return [_entity(entity, spans, scores, text) for entity in found]
-
-
-def _entity(entity: Entity, spans: Sequence[Span], scores: NDArray[np.float64], text: str) -> dict[str, Any]:
-    start, end = spans[entity.first][0], spans[entity.last][1]
-    score = float(scores[entity.first : entity.last + 1].mean())
-    return {"label": entity.label, "start": start, "end": end, "text": text[start:end], "score": score}
+    spans, text = word_spans(row), text_of(row)
+    entities = []
+    for entity in found:
+        start, end = spans[words[entity.first]][0], spans[words[entity.last]][1]
+        scores = [best_of_row(of_word)[1] for of_word in logits[entity.first : entity.last + 1]]
+        score = sum(scores) / len(scores)
+        entities.append({"label": entity.label, "start": start, "end": end, "text": text[start:end], "score": score})
+    return entities

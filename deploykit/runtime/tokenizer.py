@@ -159,7 +159,7 @@ class Tokenizer:
             ids,
             [0] * len(ids),
             Unread(lambda: row.places.offsets),
-            Unread(lambda: row.places.words if spans is None else known.words_within(text, spans)),
+            Unread(lambda: row.places.words) if spans is None else known.words_within(text, spans),
             Unread(lambda: [word is None for word in row.places.words]),
             truncated=False,
         )
