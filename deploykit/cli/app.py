@@ -212,7 +212,7 @@ def search(
     out: Out,
     max_drop: Annotated[float | None, typer.Option(help="How much of the metric may be lost; else validate's.")] = None,
     target_ms: Annotated[float | None, typer.Option(help="How long one row may take, in the median.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="No trial starts later.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="No trial starts that would end later.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all, earlier runs' among them; else 40.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that try recipes at the same time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,

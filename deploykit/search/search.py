@@ -106,7 +106,8 @@ def _prepared(pipeline: Pipeline, out: Path, settings: SearchSettings, until: fl
     with storage.alone():
         storage.begin(space.gentlest(), pipeline.compress)
     max_drop = pipeline.validate.max_drop if settings.max_drop is None else settings.max_drop
-    return Job(subject, storage, Budget(max_drop, settings.target_ms), settings.most, until)
+    num_rows = len(task_named(pipeline.task).read(subject.data.path, "train").rows)
+    return Job(subject, storage, Budget(max_drop, settings.target_ms), settings.most, until, num_rows)
 
 
 def _subject(pipeline: Pipeline, out: Path, say: Say) -> tuple[Subject, Structure]:

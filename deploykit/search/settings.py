@@ -14,7 +14,7 @@ class SearchSettings:
     target_ms: float | None = None
     """How long one row may take, in the median. With it the most accurate model that is so fast is chosen."""
     minutes: float | None = None
-    """No trial starts later; the one at work is finished, and the choice confirmed."""
+    """No trial starts that would end later, as far as the earlier ones tell; then the choice is confirmed."""
     trials: int | None = None
     """Trials in all, those of earlier runs among them; 40 if neither this nor `minutes` is given."""
     workers: int = 1

@@ -25,6 +25,7 @@ from deploykit import artifact
 from deploykit.errors import UsageError
 from deploykit.recipe import recipe_of, stages_of
 from deploykit.search.choose import Budget, Point
+from deploykit.search.effort import Effort, rows_trained
 from deploykit.search.space import Space
 from deploykit.search.trial import Outcome
 from deploykit.stage import Stage
@@ -42,6 +43,7 @@ _ASKS = 4
 _RECIPE, _OUTCOME = "recipe", "outcome"
 PACE = ("pace", "pace_low", "pace_high")
 """Of an outcome: the speed."""
+Fits = Callable[[Sequence[Stage]], bool]
 _REASON = "reason"
 """Set where a recipe cannot be done; a failed trial without it died with its process."""
 _LIVES = 3
@@ -109,16 +111,27 @@ class Storage:
         """Count the trials that are finished or at work."""
         return len(self._trials(TrialState.COMPLETE, TrialState.RUNNING))
 
-    def ask(self) -> Given | None:
-        """Take the next recipe that was not tried; None where none is left. To be called alone."""
+    def efforts(self, num_rows: int) -> list[Effort]:
+        """List what the finished trials took, from when they were asked for; `num_rows` as `rows_trained`."""
+        trials = self._trials(TrialState.COMPLETE)
+        rows = [rows_trained(stages_of(trial.user_attrs[_RECIPE]), num_rows) for trial in trials]
+        times = [trial.duration.total_seconds() if trial.duration else 0.0 for trial in trials]
+        return [Effort(*found) for found in zip(rows, times, strict=True)]
+
+    def ask(self, fits: Fits = lambda _: True) -> Given | None:
+        """Take the next recipe that was not tried; None where none is left. To be called alone.
+
+        Args:
+            fits: whether a recipe of the space may be tried now; one from outside, which was queued, is.
+        """
         for _ in range(_ASKS):
-            given = self._asked()
+            given = self._asked(fits)
             if given is not None:
                 return given
-        if (untried := self._untried()) is None:
+        if (untried := self._untried(fits)) is None:
             return None
         self.study.enqueue_trial(dict(untried))
-        return self._asked()
+        return self._asked(fits)
 
     def tell(self, given: Given, outcome: Outcome, budget: Budget) -> Tried:
         """Record what a trial gave. To be called alone."""
@@ -176,15 +189,17 @@ class Storage:
         point = Point(number, outcome.metric, outcome.drop, outcome.drop_upper, ms, outcome.num_bytes)
         return Tried(point, outcome, recipe)
 
-    def _asked(self) -> Given | None:
-        """Ask once; a recipe that was tried, or is being tried, is put aside."""
+    def _asked(self, fits: Fits) -> Given | None:
+        """Ask once; a recipe that was tried, or is being tried, or does not fit, is put aside."""
         self.study.sampler = _sampler(self.seed, len(self.study.get_trials(deepcopy=False)))
         trial = self.study.ask()
         recipe = trial.user_attrs.get(_RECIPE)
+        too_long = False
         if recipe is None or self._is_inside(recipe):
             chosen = self.space.assign(trial.suggest_categorical)
             recipe = recipe_of(self.space.recipe(chosen))
-        if recipe in self._recipes(but=trial.number):
+            too_long = not fits(stages_of(recipe))
+        if too_long or recipe in self._recipes(but=trial.number):
             self.study.tell(trial, state=TrialState.PRUNED)
             return None
         trial.set_user_attr(_RECIPE, recipe)
@@ -201,9 +216,9 @@ class Storage:
         kept = [trial for trial in trials if trial.number != but and not _again(trial)]
         return [trial.user_attrs[_RECIPE] for trial in kept if _RECIPE in trial.user_attrs]
 
-    def _untried(self) -> Mapping[str, Any] | None:
+    def _untried(self, fits: Fits) -> Mapping[str, Any] | None:
         tried = self._recipes()
-        left = [found for found, stages in self.space.recipes() if recipe_of(stages) not in tried]
+        left = [found for found, stages in self.space.recipes() if recipe_of(stages) not in tried and fits(stages)]
         return random.Random(self.seed + len(tried)).choice(left) if left else None  # noqa: S311 - no secret
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:

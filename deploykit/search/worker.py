@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from deploykit.errors import UsageError
 from deploykit.recipe import in_words, recipe_of
 from deploykit.search.choose import Budget, Point
+from deploykit.search.effort import rows_trained, seconds_of
 from deploykit.search.front import folder_of, publish
-from deploykit.search.study import Given, Storage
+from deploykit.search.study import Fits, Given, Storage
 from deploykit.search.trial import Subject, try_recipe
 
 Say = Callable[[str], None]
@@ -25,7 +26,9 @@ class Job:
     trials: int | None
     """No more than this, those of earlier runs among them."""
     until: float | None
-    """Seconds since the epoch; no trial starts later, but for the very first."""
+    """Seconds since the epoch; no trial starts that would end later, but for the first and the pipeline's own."""
+    num_rows: int
+    """Of the training split."""
 
 
 def work(job: Job, say: Say, may_go_on: Callable[[], bool] = lambda: True) -> None:
@@ -59,7 +62,20 @@ def _next(job: Job, say: Say) -> Given | None:
         for number in job.storage.reap():
             shutil.rmtree(folder_of(job.storage.out, number), ignore_errors=True)
             say(f"trial {number}: its process died; its recipe is tried again")
-        return None if _is_over(job) else job.storage.ask()
+        if _is_over(job):
+            return None
+        given = job.storage.ask(_in_time(job))
+    if given is None and job.until is not None:
+        say("no recipe is left that would end in time")
+    return given
+
+
+def _in_time(job: Job) -> Fits:
+    """Make what tells whether a recipe would end in time, as far as the trials so far tell."""
+    if (until := job.until) is None or not job.storage.count():
+        return lambda _: True
+    done, now = job.storage.efforts(job.num_rows), time.time()
+    return lambda stages: now + (seconds_of(rows_trained(stages, job.num_rows), done) or 0.0) <= until
 
 
 def _is_over(job: Job) -> bool:

@@ -1,6 +1,7 @@
 """The trials on disk: none twice, none lost with its process, none from another search; and the loop over them."""
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from deploykit.export.export import Export
 from deploykit.families import Structure
 from deploykit.search import front, trial, worker
 from deploykit.search.choose import Budget
+from deploykit.search.effort import Effort
 from deploykit.search.narrowing import Narrowing
 from deploykit.search.space import Facts, Space, space_of
 from deploykit.search.study import Given, Storage, open_storage
@@ -82,7 +84,7 @@ def job(tmp_path: Path, onnx_model: Artifact, monkeypatch: pytest.MonkeyPatch):
     subject: Any = SimpleNamespace(
         score=score, original=onnx_model, split=SimpleNamespace(file=Path("validation.jsonl"))
     )
-    made = Job(subject, opened(tmp_path / "out"), BUDGET, trials=None, until=None)
+    made = Job(subject, opened(tmp_path / "out"), BUDGET, trials=None, until=None, num_rows=100)
     return SimpleNamespace(job=made, planted=planted, out=tmp_path / "out")
 
 
@@ -140,14 +142,14 @@ def test_where_every_recipe_is_beyond_the_budget_the_nearest_stands_there_marked
 def test_after_every_trial_the_best_so_far_is_there(job):
     seen = []
     for trials in (1, 2, 3, 4):
-        work(Job(job.job.subject, job.job.storage, BUDGET, trials, None), ignore)
+        work(Job(job.job.subject, job.job.storage, BUDGET, trials, None, 100), ignore)
         seen.append(len(pareto(job.out)["points"]))
         assert (job.out / "best").is_dir()
     assert seen == [1, 2, 3, 4]
 
 
 def test_without_any_time_there_is_still_one_trial(job):
-    work(Job(job.job.subject, job.job.storage, BUDGET, None, until=0.0), ignore)
+    work(Job(job.job.subject, job.job.storage, BUDGET, None, 0.0, 100), ignore)
     assert [point["trial"] for point in pareto(job.out)["points"]] == [0]
 
 
@@ -166,7 +168,7 @@ def test_where_the_first_recipe_cannot_be_done_the_search_says_so(job):
 
 
 def test_a_full_disk_stops_the_search_and_what_was_found_stays(job):
-    work(Job(job.job.subject, job.job.storage, BUDGET, 2, None), ignore)
+    work(Job(job.job.subject, job.job.storage, BUDGET, 2, None, 100), ignore)
     job.planted.update(dict.fromkeys(RECIPES, ResourceError("x", expected="room", found="none", next_step="free some")))
     with pytest.raises(ResourceError):
         work(job.job, ignore)
@@ -188,6 +190,26 @@ def test_a_new_budget_judges_the_same_trials_anew_and_makes_its_best_model_again
         (stages, folder) for stages, folder in made if stages[0] == Distil(layers=1, epochs=1, learning_rate=1e-3)
     ]
     assert folder.name == f"{record['best']['trial']:04}"
+
+
+def test_no_recipe_is_begun_that_would_end_too_late_but_the_pipelines_own(job, monkeypatch):
+    storage = job.job.storage
+    storage.queue((Distil(layers=1, epochs=9), Quantize()))
+    monkeypatch.setattr(Storage, "efforts", lambda _self, _rows: [Effort(0, 1.0), Effort(100, 1e6)])
+    said: list[str] = []
+    work(Job(job.job.subject, storage, BUDGET, None, time.time() + 1e5, 100), said.append)
+    tried = [tuple(verb for item in found.recipe for verb in item) for found in storage.tried()]
+    assert tried == [("quantize",), ("distil", "quantize"), ("prune", "quantize")]
+    assert said[-1] == "no recipe is left that would end in time"
+    work(Job(job.job.subject, storage, BUDGET, None, time.time() + 1e7, 100), ignore)
+    assert len(storage.tried()) == len(RECIPES) + 1
+
+
+def test_what_trials_took_is_on_record(job):
+    work(job.job, ignore)
+    found = job.job.storage.efforts(100)
+    assert sorted(each.rows for each in found) == [0, 0, 100, 100]
+    assert all(0 < each.seconds < 60 for each in found)
 
 
 def test_a_trial_whose_process_died_is_tried_again_a_few_times_and_then_left_alone(tmp_path):
