@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.compress.fisher import RowLoss, frozen
-from deploykit.compress.gram import add_gram, whole
+from deploykit.compress.gram import add_gram, damped_factor, whole
 from deploykit.compress.mask_search import Removals
 from deploykit.compress.slicing import Kept
 from deploykit.compress.teacher import autocast
@@ -93,7 +93,7 @@ def successive(curvature: Curvature, weight_HK: Tensor, group: int, multiple: in
         group: inputs of a part.
         multiple: the widths that are wanted are multiples of it; what is odd goes first.
     """
-    inverse = _inverse(curvature.inputs.double())
+    inverse = torch.cholesky_inverse(damped_factor(curvature.inputs, _DAMPING))
     weight = _root(curvature.outputs.double()) @ weight_HK.double()
     left = np.arange(weight.shape[1] // group)
     order, widths, losses = [], [len(left)], [0.0]
@@ -111,13 +111,6 @@ def successive(curvature: Curvature, weight_HK: Tensor, group: int, multiple: in
         left = np.delete(left, going)
         widths.append(len(left))
     return SuccessiveRemoval(np.concatenate([*order, left]), np.array(widths[::-1]), np.array(losses[::-1]))
-
-
-def _inverse(moment_KK: Tensor) -> Tensor:
-    """Invert a second moment, damped."""
-    damping = _DAMPING * float(moment_KK.diagonal().mean())
-    damped = moment_KK + damping * torch.eye(len(moment_KK), dtype=moment_KK.dtype)
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
 
 
 def _root(moment_HH: Tensor) -> Tensor:

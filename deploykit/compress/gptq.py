@@ -20,6 +20,7 @@ from deploykit.checkpoint import Checkpoint, Quantization
 from deploykit.compress.activations import watched
 from deploykit.compress.fake_quant import quantized_names
 from deploykit.compress.first_token import reduced
+from deploykit.compress.gram import damped_factor
 from deploykit.compress.int4 import levels, scales_of
 from deploykit.train.labelled import Labelled
 
@@ -78,10 +79,7 @@ def _round_block(left_OS: Tensor, factor_SS: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse_factor(hessian_II: Tensor) -> Tensor:
     """Return the upper Cholesky factor of the damped Hessian's inverse: float64 (I,I)."""
-    hessian_II = hessian_II.double()
-    mean = hessian_II.diagonal().mean()
-    damped_II = hessian_II + torch.eye(len(hessian_II), dtype=torch.float64) * (_DAMPING * mean if mean > 0 else 1.0)
-    inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(damped_II))
+    inverse_II = torch.cholesky_inverse(damped_factor(hessian_II, _DAMPING))
     factor_II: Tensor = torch.linalg.cholesky(inverse_II, upper=True)
     return factor_II
 

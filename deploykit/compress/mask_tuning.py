@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from deploykit import families
 from deploykit.compress.first_token import reads_first_token
-from deploykit.compress.gram import add_gram, whole
+from deploykit.compress.gram import add_gram, damped_factor, whole
 from deploykit.compress.teacher import autocast
 from deploykit.train import progress
 
@@ -108,11 +108,9 @@ def _blocks(gram: Tensor, group: int) -> Tensor:
 
 def _solved(gram: Tensor, cross: Tensor, damping: float) -> Tensor:
     """Solve damped normal equations; all zeros where the inputs are."""
-    scale = gram.diagonal().mean()
-    if scale == 0:
+    if not gram.any():
         return torch.zeros_like(cross)
-    damped = gram + damping * scale * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
+    return torch.cholesky_solve(cross, damped_factor(gram, damping))
 
 
 def best_change(change: Change, fitting: Sums, held_out: Sums) -> Tensor:

@@ -34,7 +34,7 @@ from deploykit.search.settings import SearchSettings
 from deploykit.search.space import Facts, space_of
 from deploykit.search.study import open_storage
 from deploykit.search.trial import MEDIAN, MODEL, ORIGINAL, Subject, score_of, timed
-from deploykit.search.worker import Job, Say, work
+from deploykit.search.worker import BUG, Job, Say, work
 from deploykit.tasks import task_named
 
 SPLIT = "validation"
@@ -155,6 +155,8 @@ def _concluded(pipeline: Pipeline, job: Job, say: Say) -> Found:
 def _found(pipeline: Pipeline, job: Job, model: Artifact, best: Point, proof: Evidence | None, say: Say) -> Found:
     out = job.storage.out
     warnings = list(proof.warnings) if proof else []
+    failed = job.storage.failed().items()
+    warnings += [f"trial {trial}: {reason}" for trial, reason in failed if reason.startswith(BUG)]
     if proof and (looks := job.storage.confirmed(model.digest)) > 1:
         warnings.append(
             f"{looks} models were confirmed on {proof.split} in this search: the last verdict is a little kind"

@@ -2,10 +2,11 @@
 
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deploykit.errors import UsageError
+from deploykit.errors import DeploykitError, UsageError, resources_mapped
 from deploykit.recipe import in_words, recipe_of
 from deploykit.search.choose import Budget, Point
 from deploykit.search.effort import rows_trained, seconds_of
@@ -14,6 +15,9 @@ from deploykit.search.study import Fits, Given, Storage
 from deploykit.search.trial import Subject, try_recipe
 
 Say = Callable[[str], None]
+
+BUG = "a bug in deploykit"
+"""How the reason begins for which a trial failed that was not the recipe's fault."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,19 @@ def work(job: Job, say: Say, may_go_on: Callable[[], bool] = lambda: True) -> No
 
 def _work_on(job: Job, given: Given, say: Say) -> None:
     say(f"trial {given.number}: {in_words(recipe_of(given.stages))}")
+    folder = folder_of(job.storage.out, given.number)
     try:
-        outcome = try_recipe(job.subject, given.stages, folder_of(job.storage.out, given.number))
+        with resources_mapped(folder):
+            outcome = try_recipe(job.subject, given.stages, folder)
     except UsageError as error:
-        _give_up(job, given, error, say)
+        _give_up(job, given, error, f"{error}")
+        say(f"  cannot be done: {error}")
+        return
+    except DeploykitError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a bug that one recipe meets must not end the search of a night
+        _give_up(job, given, error, f"{BUG}: {type(error).__name__}: {error}")
+        say(f"  {BUG}, the search goes on:\n{traceback.format_exc()}")
         return
     with job.storage.alone():
         point = job.storage.tell(given, outcome, job.budget).point
@@ -85,14 +98,13 @@ def _is_over(job: Job) -> bool:
     return (job.trials is not None and count >= job.trials) or (job.until is not None and time.time() >= job.until)
 
 
-def _give_up(job: Job, given: Given, error: UsageError, say: Say) -> None:
+def _give_up(job: Job, given: Given, error: Exception, reason: str) -> None:
     """Record a recipe that cannot be done; where even the first cannot, nothing can."""
     with job.storage.alone():
-        job.storage.fail(given, str(error))
+        job.storage.fail(given, reason)
         shutil.rmtree(folder_of(job.storage.out, given.number), ignore_errors=True)
         if not job.storage.tried() and given.number == 0:
             raise error
-    say(f"  cannot be done: {error}")
 
 
 def _told(point: Point, budget: Budget) -> str:

@@ -14,7 +14,7 @@ import pytest
 from deploykit import artifact, cli, commands, evidence, recipe
 from deploykit.search import confirm, worker
 from deploykit.search.settings import SearchSettings
-from deploykit.search.trial import recipe_text
+from deploykit.search.trial import recipe_text, try_recipe
 from tests.models import make_checkpoint, make_dataset
 
 PIPELINE = """\
@@ -140,6 +140,21 @@ def test_a_budget_that_cannot_be_met_exits_1_and_names_the_nearest(searched, cap
     assert "is the nearest" in printed["warnings"][0]
     assert Path(printed["artifact"]).is_dir()
     assert artifact.read_json(out / "pareto.json")["best"]["verdict"] == "fail"
+
+
+def test_a_bug_that_one_recipe_meets_is_among_the_warnings_of_what_was_found(searched, tmp_path, monkeypatch):
+    def tried(subject, stages, folder):
+        if len(stages) > 1:
+            raise ArithmeticError("not positive-definite")
+        return try_recipe(subject, stages, folder)
+
+    monkeypatch.setattr(worker, "try_recipe", tried)
+    pipeline = recipe.load_pipeline(searched[0])
+    found = commands.search(pipeline, tmp_path / "out", SearchSettings(trials=1), say=lambda _: None)
+    assert not found.warnings
+    found = commands.search(pipeline, tmp_path / "out", SearchSettings(trials=9), say=lambda _: None)
+    assert found.verdict == "pass"
+    assert "trial 1: a bug in deploykit: ArithmeticError: not positive-definite" in found.warnings
 
 
 def test_a_folder_of_something_else_is_left_alone(searched, tmp_path):

@@ -23,7 +23,7 @@ from deploykit.search.narrowing import Narrowing
 from deploykit.search.space import Facts, Space, space_of
 from deploykit.search.study import Given, Storage, open_storage
 from deploykit.search.trial import Outcome
-from deploykit.search.worker import Job, work
+from deploykit.search.worker import BUG, Job, work
 from deploykit.train.labelled import labelled, score
 
 NARROWING = Narrowing(
@@ -164,6 +164,22 @@ def test_a_recipe_that_cannot_be_done_is_put_aside_with_its_reason(job):
 def test_where_the_first_recipe_cannot_be_done_the_search_says_so(job):
     job.planted["quantize",] = UsageError("quantize", expected="a", found="b", next_step="c")
     with pytest.raises(UsageError, match="quantize: expected a"):
+        work(job.job, ignore)
+
+
+def test_a_bug_that_one_recipe_meets_is_told_and_does_not_end_the_search(job):
+    job.planted["prune", "quantize"] = ArithmeticError("not positive-definite")
+    said: list[str] = []
+    work(job.job, said.append)
+    record = pareto(job.out)
+    assert len(record["points"]) == 3
+    assert [failed["reason"] for failed in record["failed"]] == [f"{BUG}: ArithmeticError: not positive-definite"]
+    assert any(BUG in line and "Traceback" in line for line in said)
+
+
+def test_a_bug_that_the_first_recipe_meets_ends_the_search(job):
+    job.planted["quantize",] = ArithmeticError("not positive-definite")
+    with pytest.raises(ArithmeticError):
         work(job.job, ignore)
 
 
