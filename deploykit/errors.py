@@ -106,14 +106,16 @@ def resources_mapped(where: object) -> Iterator[None]:
     """Turn a full disk or exhausted memory, whichever library met it, into a `ResourceError`."""
     try:
         yield
+    except DeploykitError:
+        raise
     except MemoryError as error:
         raise _out_of_memory(where) from error
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise _disk_full(where, error) from error
         raise
-    except (RuntimeError, ValueError) as error:
-        # torch, safetensors and onnx wrap the system's error in their own and keep only its text.
+    except Exception as error:
+        # torch, safetensors and onnx wrap the system's error in one of their own and keep only its text.
         text = str(error)
         if "No space left on device" in text or "os error 28" in text:
             raise _disk_full(where, error) from error

@@ -3,7 +3,7 @@
 The key holds the teacher's digest and the rows' token ids, so recipes that share teacher and data share the outputs.
 Rows are written as they come, longest first, so that a full disk is an error and not a crash. States (`observe`) are
 kept in float16: their rounding, 5e-4 of a value, is far below what a student reaches. The teacher multiplies in the
-precision that its student trains in.
+precision that its student trains in. What was used longest ago makes room: six layers on 150,000 short rows are 6 GB.
 
 Attention maps and relations grow with the square of the length and are not kept. What an attention reads is, one vector
 a token as a hidden state; queries, keys and values are computed from it again, at three matrices a layer. Where the
@@ -13,15 +13,16 @@ states of a training would take more than 16 GiB, only the logits are kept, and 
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
@@ -39,6 +40,8 @@ _BATCH_SIZE = 32
 _FORMAT = 1
 MOST_BYTES = 16 * 2**30
 """Of the states of all rows of a training on the disk."""
+_SHARE = 0.5
+"""Of the disk's free space, were none kept: no more than this is taken by the outputs of all teachers."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,21 @@ def teacher_outputs(
         OSError: the disk is full.
     """
     folder = environment.cache_dir() / "teacher" / _key(digest, encodings)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     batches = length_sorted_batches([len(encoding.ids) for encoding in encodings], _BATCH_SIZE)
-    with FileLock(folder.with_suffix(".lock")):
-        missing = [name for name in names if not _file(folder, name).is_file()]
-        if missing or not (folder / "logits.npy").is_file():
-            _compute(folder, teacher, encodings, batches, missing)
     order = np.concatenate(batches)
     lengths = np.array([len(encodings[index].ids) for index in order])
-    return TeacherOutputs(
-        _rows(folder / "logits.npy", order, lengths),
-        {name: _rows(_file(folder, name), order, lengths) for name in names},
-    )
+    with _turn(folder):
+        folder.mkdir(exist_ok=True)
+        missing = [name for name in names if not _file(folder, name).is_file()]
+        if missing or not (folder / "logits.npy").is_file():
+            _make_room(folder, 2 * int(lengths.sum()) * families.hidden_size(teacher.model) * len(missing))
+            _compute(folder, teacher, encodings, batches, missing)
+        folder.touch()  # it was used
+        return TeacherOutputs(
+            _rows(folder / "logits.npy", order, lengths),
+            {name: _rows(_file(folder, name), order, lengths) for name in names},
+        )
 
 
 def _key(digest: str, encodings: Sequence[Encoding]) -> str:
@@ -94,6 +100,32 @@ def _key(digest: str, encodings: Sequence[Encoding]) -> str:
     for encoding in encodings:
         rows.update(np.array([len(encoding.ids), *encoding.ids, *encoding.type_ids], np.int64).tobytes())
     return artifact.digest_of([_FORMAT, digest, rows.hexdigest(), torch.__version__, precision()])
+
+
+def _turn(folder: Path, timeout: float = -1) -> FileLock:
+    """Return the lock of whoever computes, opens or removes a folder's outputs; what is open outlives a removal."""
+    return FileLock(folder.with_suffix(".lock"), timeout=timeout)
+
+
+def _make_room(folder: Path, num_bytes: int) -> None:
+    """Remove other outputs, those used longest ago first, until they and so many new bytes take no more than a share.
+
+    Those that another process has in hand are left alone.
+    """
+    cache = folder.parent
+    with FileLock(cache / ".room.lock"):
+        others = sorted(
+            (each for each in cache.iterdir() if each.is_dir() and each != folder),
+            key=lambda each: each.stat().st_mtime,
+        )
+        held = {each: sum(file.stat().st_size for file in each.glob("*.npy")) for each in others}
+        most = _SHARE * (shutil.disk_usage(cache).free + sum(held.values()))
+        for each in others:
+            if sum(held.values()) + num_bytes <= most:
+                return
+            with suppress(Timeout), _turn(each, timeout=0):
+                shutil.rmtree(each, ignore_errors=True)
+                del held[each]
 
 
 def _file(folder: Path, name: str) -> Path:

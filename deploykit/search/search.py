@@ -75,7 +75,8 @@ def search(pipeline: Pipeline, out: Path, settings: SearchSettings, *, say: Say)
         job = _prepared(pipeline, out, settings, until, say)
         with _helpers(pipeline, out, settings, until, say):
             work(job, say)
-        work(job, say)  # what a worker that died has left
+        if settings.workers > 1:
+            work(job, say)  # what a worker that died has left
     return _concluded(pipeline, job, say)
 
 

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
 from deploykit import cli, commands
-from deploykit.errors import DeploykitError
+from deploykit.errors import DataError, DeploykitError
 
 COMMANDS = ("finetune", "compress", "export", "validate", "bench", "package", "serve", "report", "run", "predict",
             "inspect", "verify", "doctor", "demo")  # fmt: skip
@@ -80,7 +81,9 @@ def test_traceback_shows_the_rest(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("raised", "code"), [(ZeroDivisionError("x"), 70), (KeyboardInterrupt(), 130), (MemoryError(), 5),
-                         (OSError(28, "No space left on device"), 5)]
+                         (OSError(28, "No space left on device"), 5),
+                         (SafetensorError("I/O error: No space left on device (os error 28)"), 5),
+                         (DataError("x", expected="a", found="out of memory", next_step="b"), 3)]
 )  # fmt: skip
 def test_what_a_command_raises_becomes_its_exit_code(monkeypatch, tmp_path, raised, code, capsys):
     def fail(_path: object) -> None:

@@ -1,4 +1,8 @@
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +130,42 @@ def test_states_above_the_limit_are_not_kept_and_the_logits_are(bert: Path, revi
     assert len(outputs.logits) == len(rows)
     kept = sum(file.stat().st_size for file in (tmp_path / "cache" / "teacher").rglob("hidden-*.npy"))
     assert one <= kept < one + 200
+
+
+def test_what_was_used_longest_ago_makes_room_and_what_is_open_or_in_another_process_stays(
+    bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    _, found, rows = opened(bert, reviews)
+    cache = tmp_path / "cache" / "teacher"
+    kept: dict[Any, Any] = {}
+    for name in "abc":
+        before = set(cache.glob("*/"))
+        kept[name] = teacher_outputs(name, found, rows.encodings, BOTH)
+        (folder,) = set(cache.glob("*/")) - before
+        os.utime(folder, (0, ord(name)))
+        kept[name, "folder"] = folder
+    teacher_outputs("a", found, rows.encodings, BOTH)  # b is now the oldest
+    one = sum(file.stat().st_size for file in kept["b", "folder"].iterdir())
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * one)
+    )  # of 5 * one half: two and a half
+    with module._turn(kept["c", "folder"]):
+        teacher_outputs("d", found, rows.encodings, BOTH)
+    assert [kept[name, "folder"].is_dir() for name in "abc"] == [False, False, True]
+    assert np.array_equal(kept["b"].states[BOTH[1]][3], kept["c"].states[BOTH[1]][3])
+    assert len(list(cache.glob("*/"))) == 2
+    counter = Counter(found)
+    teacher_outputs("c", found, rows.encodings, BOTH)
+    assert counter.calls == 0
+    teacher_outputs("b", found, rows.encodings, BOTH)
+    assert counter.calls > 0
+
+
+def test_where_there_is_room_nothing_is_removed(bert: Path, reviews: Path, tmp_path: Path):
+    _, found, rows = opened(bert, reviews)
+    for name in "abcd":
+        teacher_outputs(name, found, rows.encodings, BOTH)
+    assert len(list((tmp_path / "cache" / "teacher").glob("*/"))) == 4
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
