@@ -103,8 +103,8 @@ class Storage:
         ]
 
     def failed(self) -> dict[int, str]:
-        """List the trials that came to nothing, and why."""
-        trials = self._trials(TrialState.FAIL)
+        """List the trials that came to nothing, and why; not those that died and whose recipe is tried again."""
+        trials = [trial for trial in self._trials(TrialState.FAIL) if not _again(trial)]
         return {trial.number: trial.user_attrs.get(_REASON, "its process died") for trial in trials}
 
     def count(self) -> int:
