@@ -57,6 +57,7 @@ class Tried:
     point: Point
     outcome: Outcome
     recipe: Sequence[Mapping[str, Any]]
+    """What the model was made by: that which was tried, without the steps that were dropped."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Storage:
     def _tried(self, number: int, outcome: Outcome, recipe: Sequence[Mapping[str, Any]]) -> Tried:
         ms = outcome.pace * self.original_ms
         point = Point(number, outcome.metric, outcome.drop, outcome.drop_upper, ms, outcome.num_bytes)
-        return Tried(point, outcome, recipe)
+        return Tried(point, outcome, _made_by(recipe, outcome.dropped))
 
     def _asked(self, fits: Fits) -> Given | None:
         """Ask once; a recipe that was tried, or is being tried, or does not fit, is put aside."""
@@ -211,10 +212,11 @@ class Storage:
         return self.space.assignment_of(stages_of(recipe)) is not None
 
     def _recipes(self, but: int = -1) -> list[Any]:
-        """List the recipes that are done, at work or given up, of all trials but one."""
+        """List the recipes that are done, at work or given up, of all trials but one, and what was made by others."""
         trials = self._trials(TrialState.COMPLETE, TrialState.RUNNING, TrialState.FAIL)
         kept = [trial for trial in trials if trial.number != but and not _again(trial)]
-        return [trial.user_attrs[_RECIPE] for trial in kept if _RECIPE in trial.user_attrs]
+        asked = [trial.user_attrs[_RECIPE] for trial in kept if _RECIPE in trial.user_attrs]
+        return [*asked, *(found.recipe for found in self.tried())]
 
     def _untried(self, fits: Fits) -> Mapping[str, Any] | None:
         tried = self._recipes()
@@ -264,6 +266,10 @@ def open_storage(
             study.set_user_attr(_IDENTITY, identity)
             study.set_user_attr(_ORIGINAL_MS, measure())
         return Storage(out, space, seed, study.user_attrs[_ORIGINAL_MS], study)
+
+
+def _made_by(recipe: Sequence[Mapping[str, Any]], dropped: Sequence[int]) -> list[Mapping[str, Any]]:
+    return [each for index, each in enumerate(recipe) if index not in dropped]
 
 
 def _again(trial: FrozenTrial) -> bool:

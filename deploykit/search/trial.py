@@ -4,7 +4,7 @@ N rounds
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import yaml
 from filelock import FileLock
 
 from deploykit import commands
-from deploykit.artifact import Artifact
+from deploykit.artifact import Artifact, read
 from deploykit.check import latency
 from deploykit.check.closed_loop import TURN, UNTIMED
 from deploykit.check.latency import Milliseconds, Rounds
@@ -24,7 +24,7 @@ from deploykit.environment import cache_dir
 from deploykit.export.export import Export
 from deploykit.recipe import recipe_of
 from deploykit.runtime.model import Model
-from deploykit.stage import Stage
+from deploykit.stage import Stage, settings_of
 from deploykit.tasks import Score, task_named
 
 COMPRESSED, MODEL, RECIPE = "compressed", "model", "recipe.yaml"
@@ -67,11 +67,14 @@ class Outcome:
     pace_low: float | None
     pace_high: float | None
     num_bytes: int
+    dropped: Sequence[int] = ()
+    """Which stages of the recipe, counted from 0, gained nothing and are not in the model."""
 
 
 def try_recipe(subject: Subject, stages: Sequence[Stage], folder: Path) -> Outcome:
     """Carry a recipe out and measure its model; see `carry_out`."""
-    return measured(subject, carry_out(subject, stages, folder))
+    found = measured(subject, carry_out(subject, stages, folder))
+    return replace(found, dropped=_dropped(subject, stages, folder)) if stages else found
 
 
 def carry_out(subject: Subject, stages: Sequence[Stage], folder: Path) -> Artifact:
@@ -91,6 +94,12 @@ def carry_out(subject: Subject, stages: Sequence[Stage], folder: Path) -> Artifa
         compressed = commands.compress(compressed, stages, data=subject.data.path, out=out, force=True).path
         waterfall.require_reached(waterfall.read(compressed), compressed, "ask for less")
     return commands.export(compressed, subject.export, out=folder / MODEL, force=True)
+
+
+def _dropped(subject: Subject, stages: Sequence[Stage], folder: Path) -> tuple[int, ...]:
+    before, after = (made.facts.get(waterfall.DROPPED, ()) for made in (subject.checkpoint, read(folder / COMPRESSED)))
+    gone = [(row["stage"], row["settings"]) for row in after[len(before) :]]
+    return tuple(index for index, each in enumerate(stages) if (each.verb, settings_of(each)) in gone)
 
 
 def measured(subject: Subject, model: Artifact) -> Outcome:

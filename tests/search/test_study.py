@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,6 +220,23 @@ def test_no_recipe_is_begun_that_would_end_too_late_but_the_pipelines_own(job, m
     assert said[-1] == "no recipe is left that would end in time"
     work(Job(job.job.subject, storage, BUDGET, None, time.time() + 1e7, 100), ignore)
     assert len(storage.tried()) == len(RECIPES) + 1
+
+
+def test_a_recipe_whose_model_another_one_made_by_a_step_that_was_dropped_is_not_tried(job, monkeypatch):
+    planted = vars(worker)["try_recipe"]
+
+    def tried(subject, stages, folder):
+        dropped = [index for index, each in enumerate(stages) if each.verb == "prune"]
+        return replace(planted(subject, stages, folder), dropped=dropped)
+
+    monkeypatch.setattr(worker, "try_recipe", tried)
+    distil = Distil(layers=1, epochs=1, learning_rate=1e-3)
+    job.job.storage.queue((distil, Prune(heads=0.5), Quantize()))
+    asked: list[str] = []
+    work(job.job, asked.append)
+    assert [line for line in asked if "distil" in line] == [asked[2]]
+    record = pareto(job.out)
+    assert record["points"][1]["words"] == "distil layers=1 epochs=1 learning_rate=0.001, quantize"
 
 
 def test_what_trials_took_is_on_record(job):
