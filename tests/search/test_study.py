@@ -7,10 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from deploykit import commands
 from deploykit.artifact import Artifact
+from deploykit.check.statistics import Interval
 from deploykit.checkpoint import load, open_checkpoint
+from deploykit.compress import worth
 from deploykit.compress.compress import Distil, Prune, Quantize
 from deploykit.data import open_dataset, read_split
 from deploykit.errors import GateFailed, ResourceError, UsageError
@@ -298,11 +302,28 @@ def test_another_search_in_the_same_folder_is_refused_with_what_differs(tmp_path
         opened(tmp_path, wider)
 
 
-def test_a_recipe_that_misses_its_target_is_no_recipe(bert: Path, reviews: Path, tmp_path: Path):
+@pytest.fixture
+def subject(bert: Path, reviews: Path, tmp_path: Path) -> trial.Subject:
     source, data = open_checkpoint(bert), open_dataset(reviews)
     checkpoint, split = load(source), read_split(data.path, "validation")
     known = score(checkpoint, labelled(checkpoint, split))
-    subject = trial.Subject(source, source, data, split, Export(), None, known)
+    exported = commands.export(bert, Export(), out=tmp_path / "exported")
+    return trial.Subject(source, exported, data, split, Export(), None, known)
+
+
+def test_a_trial_tells_which_steps_were_dropped(subject: trial.Subject, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("DEPLOYKIT_CACHE", str(tmp_path / "cache"))  # where nothing is decided yet
+    same_N = np.linspace(1, 2, 50)
+    monkeypatch.setattr(worth, "timed", lambda *_: [same_N, same_N[::-1]])
+    monkeypatch.setattr(worth, "nearness", lambda *_: Interval(1.0, 0.95, 1.05))
+    pointless = Distil(layers=2, epochs=1, learning_rate=1e-7)  # into as many layers as there are, learning nothing
+    pruned = Prune(ffn=0.5, multiple=8, calibration_rows=8)
+    assert trial.try_recipe(subject, (pointless, pruned), tmp_path / "one").dropped == (0,)
+    assert trial.try_recipe(subject, (pruned,), tmp_path / "two").dropped == ()
+    assert trial.try_recipe(subject, (), tmp_path / "three").dropped == ()
+
+
+def test_a_recipe_that_misses_its_target_is_no_recipe(subject: trial.Subject, tmp_path: Path):
     with pytest.raises(GateFailed, match=r"every target to be met, found .*size_mb"):
         trial.carry_out(subject, [Prune(size_mb=1e-6, multiple=8, calibration_rows=8)], tmp_path / "trial")
     assert not (tmp_path / "trial" / trial.MODEL).exists()
