@@ -98,6 +98,14 @@ class InconclusiveError(DeploykitError):
     exit_code = 6
 
 
+BUG = "a bug in deploykit"
+
+
+def as_bug(error: Exception) -> str:
+    """Tell in one line of an exception that is none of these: it begins with `BUG`."""
+    return " ".join(f"{BUG}: {type(error).__name__}: {error}".split())
+
+
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 

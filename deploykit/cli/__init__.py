@@ -12,10 +12,9 @@ from types import FrameType
 import typer
 
 from deploykit import processes
-from deploykit.errors import DeploykitError, UsageError, resources_mapped
+from deploykit.errors import DeploykitError, UsageError, as_bug, resources_mapped
 
 TRACEBACK = "--traceback"
-BUG = 70
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"deploykit: {error}; see `deploykit --help`", file=sys.stderr)
         return UsageError.exit_code
     except Exception as error:  # noqa: BLE001 - the last edge: whatever is left is our bug
-        text = f"a bug in deploykit: {type(error).__name__}: {error}; run again with {TRACEBACK} and report it"
-        return _told(" ".join(text.split()), BUG, show_traceback=show_traceback)
+        text = f"{as_bug(error)}; run again with {TRACEBACK} and report it"
+        return _told(text, DeploykitError.exit_code, show_traceback=show_traceback)
 
 
 def _run(arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from deploykit.artifact import Artifact
 from deploykit.check.bench import Bench
 from deploykit.check.ratio import percentile
 from deploykit.data import open_dataset
-from deploykit.errors import OutputExists, RecipeError
+from deploykit.errors import BUG, OutputExists, RecipeError
 from deploykit.evidence import Evidence, Gate, Metric, Verdict
 from deploykit.families import Structure
 from deploykit.pipeline import PipelineSteps
@@ -34,7 +34,7 @@ from deploykit.search.settings import SearchSettings
 from deploykit.search.space import Facts, space_of
 from deploykit.search.study import open_storage
 from deploykit.search.trial import MEDIAN, MODEL, ORIGINAL, Subject, score_of, timed
-from deploykit.search.worker import BUG, Job, Say, work
+from deploykit.search.worker import Job, Say, work
 from deploykit.tasks import task_named
 
 SPLIT = "validation"

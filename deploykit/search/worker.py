@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deploykit.errors import DeploykitError, UsageError, resources_mapped
+from deploykit.errors import BUG, DeploykitError, GateFailed, UsageError, as_bug, resources_mapped
 from deploykit.recipe import in_words, recipe_of
 from deploykit.search.choose import Budget, Point
 from deploykit.search.effort import rows_trained, seconds_of
@@ -15,9 +15,6 @@ from deploykit.search.study import Fits, Given, Storage
 from deploykit.search.trial import Subject, try_recipe
 
 Say = Callable[[str], None]
-
-BUG = "a bug in deploykit"
-"""How the reason begins for which a trial failed that was not the recipe's fault."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,14 @@ def _work_on(job: Job, given: Given, say: Say) -> None:
     try:
         with resources_mapped(folder):
             outcome = try_recipe(job.subject, given.stages, folder)
-    except UsageError as error:
-        _give_up(job, given, error, f"{error}")
+    except (UsageError, GateFailed) as error:  # it makes no sense here, or misses a target of its own
+        _give_up(job, given, error, str(error))
         say(f"  cannot be done: {error}")
         return
     except DeploykitError:
         raise
     except Exception as error:  # noqa: BLE001 - a bug that one recipe meets must not end the search of a night
-        _give_up(job, given, error, f"{BUG}: {type(error).__name__}: {error}")
+        _give_up(job, given, error, as_bug(error))
         say(f"  {BUG}, the search goes on:\n{traceback.format_exc()}")
         return
     with job.storage.alone():

@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from deploykit import families
 from deploykit.compress import teacher
+from deploykit.compress.gram import add_gram, whole
 from deploykit.compress.mask_tuning import MASK_LIMIT, Sums, best_change, mask_change, tune, weight_change
 from deploykit.compress.slicing import slice_parts
 from tests.models import CLASS_LABELS, tiny_config
@@ -179,6 +180,17 @@ def test_padding_does_not_matter():
     pads = [{name: torch.nn.functional.pad(tensor, (0, 4)) for name, tensor in batch.items()} for batch in rows]
     tune(padded, model, pads, "weights")
     assert torch.allclose(logits(made), logits(padded), atol=1e-3)
+
+
+def test_fewer_tokens_than_inputs_are_fitted_though_rounding_makes_their_sum_indefinite():
+    draw = torch.Generator().manual_seed(0)
+    x, lacking = torch.randn(16, 400, generator=draw) + 30, torch.randn(16, 3, generator=draw)
+    gram = torch.zeros(400, 400, dtype=torch.float64)
+    add_gram(gram, x)
+    sums = Sums(whole(gram), (x.T @ lacking).double(), float(lacking.square().sum()), float(lacking.square().sum()))
+    with pytest.raises(RuntimeError, match="not positive-definite"):
+        torch.linalg.cholesky(sums.gram + 1e-6 * sums.gram.diagonal().mean() * torch.eye(400, dtype=torch.float64))
+    assert sums.error(weight_change(sums, 1e-6)) < 0.9
 
 
 def test_an_unpruned_model_stays_as_it_is():

@@ -146,9 +146,7 @@ def test_what_was_used_longest_ago_makes_room_and_what_is_open_or_in_another_pro
         kept[name, "folder"] = folder
     teacher_outputs("a", found, rows.encodings, BOTH)  # b is now the oldest
     one = sum(file.stat().st_size for file in kept["b", "folder"].iterdir())
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * one)
-    )  # of 5 * one half: two and a half
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * one))  # room for two and a half
     with module._turn(kept["c", "folder"]):
         teacher_outputs("d", found, rows.encodings, BOTH)
     assert [kept[name, "folder"].is_dir() for name in "abc"] == [False, False, True]

@@ -17,7 +17,7 @@ from deploykit.checkpoint import load, open_checkpoint
 from deploykit.compress import worth
 from deploykit.compress.compress import Distil, Prune, Quantize
 from deploykit.data import open_dataset, read_split
-from deploykit.errors import GateFailed, ResourceError, UsageError
+from deploykit.errors import BUG, GateFailed, ResourceError, UsageError
 from deploykit.evidence import Metric
 from deploykit.export.export import Export
 from deploykit.families import Structure
@@ -28,7 +28,7 @@ from deploykit.search.narrowing import Narrowing
 from deploykit.search.space import Facts, Space, space_of
 from deploykit.search.study import Given, Storage, open_storage
 from deploykit.search.trial import Outcome
-from deploykit.search.worker import BUG, Job, work
+from deploykit.search.worker import Job, work
 from deploykit.train.labelled import labelled, score
 
 NARROWING = Narrowing(
@@ -158,8 +158,9 @@ def test_without_any_time_there_is_still_one_trial(job):
     assert [point["trial"] for point in pareto(job.out)["points"]] == [0]
 
 
-def test_a_recipe_that_cannot_be_done_is_put_aside_with_its_reason(job):
-    job.planted["prune", "quantize"] = UsageError("prune.heads", expected="less", found="half", next_step="change it")
+@pytest.mark.parametrize("error", [UsageError, GateFailed])
+def test_a_recipe_that_cannot_be_done_or_misses_its_own_target_is_put_aside_with_its_reason(job, error):
+    job.planted["prune", "quantize"] = error("prune.heads", expected="less", found="half", next_step="change it")
     work(job.job, ignore)
     record = pareto(job.out)
     assert len(record["points"]) == 3
